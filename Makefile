@@ -1,0 +1,45 @@
+# The default target lists the others.
+.DEFAULT_GOAL := help
+.PHONY: help install run serve test check bench schema clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Made anew when a pinned version changes. The stamp is touched last: an interrupted install is repeated.
+.venv/.service: requirements.txt .constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Choose another: make PYTHON=python3.12")'
+	@$(PYTHON) -m venv .venv
+	@echo "Installing the packages of requirements.txt into .venv"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/.tests: .venv/.service tests/requirements.txt
+	@echo "Installing the packages of tests/requirements.txt into .venv"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: .venv/.service ## set up .venv and no more
+
+run: .venv/.service ## start the development server, with reload on change
+	@exec $(BIN)/python -m service run
+
+serve: .venv/.service ## start the production server, WORKERS processes
+	@exec $(BIN)/python -m service serve
+
+test: .venv/.tests ## run the tests against real PostgreSQL
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/.tests ## lint, format and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+schema: .venv/.service ## apply schema.sql to the configured database
+	@exec $(BIN)/python -m service schema
+
+clean: ## remove what was made: .venv, caches, and the embedded PostgreSQL with its data
+	@rm -rf .venv .data .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
+	@find service tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""A users API whose database connections hold under load."""

@@ -1,0 +1,121 @@
+"""The command line: run, serve, check, schema."""
+
+import argparse
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from service import logs
+from service import settings as environment
+from service.app import DATA
+from service.database import embedded
+from service.database.budget import ServerUnfit
+from service.database.embedded import EmbeddedError
+from service.database.pool import session
+from service.database.schema import SchemaError
+from service.settings import Settings, SettingsError
+from service.startup import ServerRefused, ServerUnreachable, prepare_server
+
+WRONG = 2  # exit status: something is to be corrected
+
+
+def main() -> None:
+    """Do what the command line says; a mistake of the user's is told in one line, with exit status 2."""
+    parser = argparse.ArgumentParser(prog="python -m service", description="A users API over PostgreSQL.")
+    commands = {"run": run, "serve": serve, "check": check, "schema": schema}
+    parser.add_argument(
+        "command", choices=commands, help="develop with reload, serve, check the settings, or apply schema.sql"
+    )
+    command = commands[parser.parse_args().command]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that `with` blocks end, and PostgreSQL with them
+    try:
+        command(environment.load())
+    except (SettingsError, EmbeddedError, ServerRefused, ServerUnfit, SchemaError, ServerUnreachable) as exc:
+        print(exc, file=sys.stderr)
+        sys.exit(WRONG)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells have it for Ctrl-C
+
+
+def run(settings: Settings) -> None:
+    """Develop: one process that starts anew when a file under service/ changes."""
+    _start(settings.model_copy(update={"workers": 1}), reload=True)
+
+
+def serve(settings: Settings) -> None:
+    """Serve in production: WORKERS processes."""
+    _start(settings, reload=False)
+
+
+def check(settings: Settings) -> None:
+    """Print the settings in force, without secrets, and what the server says to them."""
+    for name in Settings.model_fields:
+        value = getattr(settings, name)
+        print(f"{name.upper()}={'' if value is None else value}")
+    with _server(settings) as server:
+        budget = prepare_server(session(server, settings), settings, print)
+    print(f"PostgreSQL {budget.version}")
+    print(f"connections: {budget}")
+
+
+def schema(settings: Settings) -> None:
+    """Apply schema.sql to the configured database."""
+    with _server(settings) as server:
+        prepare_server(session(server, settings), settings, print)
+    print("the schema is up to date")
+
+
+def _start(settings: Settings, *, reload: bool) -> None:
+    _check_address(settings)
+    logs.configure()
+    with _server(settings) as server:
+        try:
+            prepare_server(session(server, settings), settings, print)
+        except ServerUnreachable as exc:
+            print(f"the database does not answer, /readyz is 503 until it does: {exc}", file=sys.stderr)
+        uvicorn.run(
+            "service.app:create_app",
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            workers=settings.workers,
+            reload=reload,
+            reload_dirs=[str(Path(__file__).parent)] if reload else None,
+            timeout_graceful_shutdown=round(settings.graceful_shutdown_timeout),
+            log_config=None,  # service/logs.py
+            access_log=False,  # service/http/middleware.py writes it, with the request's id
+            server_header=False,
+        )
+
+
+@contextmanager
+def _server(settings: Settings) -> Iterator[str]:
+    """Have a server while the block runs; yields its connection string."""
+    if not settings.embedded:
+        yield settings.conninfo
+        return
+    with embedded.running(DATA) as server:
+        print(f"Using the embedded PostgreSQL, data in {DATA}; set DATABASE_URL to use your own.", flush=True)
+        yield server
+
+
+def _check_address(settings: Settings) -> None:
+    """Raise SettingsError when the address cannot be listened on: uvicorn would only tell it after everything else."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[
+            0
+        ]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as exc:
+        raise SettingsError(f"HOST={settings.host} PORT={settings.port} cannot be listened on: {exc.strerror}") from exc
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The wiring, top to bottom."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from types import FrameType
+
+import anyio.to_thread
+from fastapi import FastAPI
+from starlette.responses import Response
+
+from service import logs
+from service import settings as environment
+from service.database import embedded
+from service.database.deadlines import Watchdog
+from service.database.pool import Database, session
+from service.http import docs, health
+from service.http.admission import Admission, admitted
+from service.http.cors import Cors
+from service.http.health import Readiness
+from service.http.middleware import RequestMiddleware
+from service.http.problems import PROBLEMS, install, json_response
+from service.settings import Settings
+from service.startup import Startup
+from service.users import routes as users
+from service.users.errors import USER_PROBLEMS
+from service.users.passwords import cores
+
+DATA = Path(__file__).parents[1] / ".data"  # of the embedded PostgreSQL
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Return the service, ready to be started by an ASGI server; it connects when it is."""
+    settings = settings or _settings_or_exit()
+    logs.configure()
+
+    # Threads = connections: one number, three uses. Everything else waits in `threads`, on the event loop.
+    threads = Admission(settings.worker_threads, queue_length=settings.queue_length, queue_wait=settings.queue_wait)
+    hashing = Admission(cores(settings.workers), queue_length=settings.queue_length, queue_wait=settings.queue_wait)
+    database = Database(size=threads.limit, watchdog=Watchdog(leak_threshold=settings.leak_threshold))
+    readiness = Readiness()
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = threads.limit
+        with ExitStack() as stack:
+            server = settings.conninfo or stack.enter_context(embedded.running(DATA))
+            startup = Startup(session(server, settings), settings, database, readiness)
+            stack.callback(database.close)
+            stack.callback(startup.stop)
+            _drain_at_the_end(readiness)
+            _end_with_the_supervisor()
+            await anyio.to_thread.run_sync(startup.begin)
+            yield
+
+    app = FastAPI(
+        title="Users",
+        version="1.0.0",
+        description="A users API whose database connections hold under load.",
+        lifespan=lifespan,
+        openapi_url=None,  # http/docs.py has it
+        redirect_slashes=False,  # http/middleware.py answers both forms
+    )
+    table = {**PROBLEMS, **USER_PROBLEMS}
+    install(app, table)
+    if settings.allowed_origins:
+        app.add_middleware(Cors, origins=settings.allowed_origins)
+    app.add_middleware(RequestMiddleware, table=table, max_body_size=settings.max_body_size)
+
+    @app.get("/", tags=["health"], operation_id="root", summary="Where things are")
+    async def root() -> Response:
+        links = {"users": "/users", "docs": "/docs", "readyz": "/readyz"}
+        return json_response({"message": "A users API whose connections hold under load.", **links})
+
+    route_class = admitted(threads, hashing, deadline=settings.request_deadline, hashes=users.hashes)
+    for router in (
+        health.routes(readiness, threads, database),
+        users.routes(database, route_class),  # another resource: one more line here
+        docs.routes(app),
+    ):
+        app.router.routes.extend(router.routes)  # flat, as include_router costs 8 % of a small request
+    return app
+
+
+def _settings_or_exit() -> Settings:
+    try:
+        return environment.load()
+    except environment.SettingsError as exc:
+        print(exc, file=sys.stderr)  # noqa: T201 - before there is a log
+        raise SystemExit(2) from None
+
+
+def _drain_at_the_end(readiness: Readiness) -> None:
+    """Turn /readyz to 503 at SIGTERM, then let the server finish what is in progress."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    finish = signal.getsignal(signal.SIGTERM)
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        readiness.failed = "draining"
+        if callable(finish):
+            finish(number, frame)
+
+    signal.signal(signal.SIGTERM, drain)
+
+
+def _end_with_the_supervisor() -> None:
+    """End this worker when the process that started it was killed: it would hold the port for ever."""
+    supervisor = multiprocessing.parent_process()
+    if supervisor is None:
+        return
+
+    def wait() -> None:
+        supervisor.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="supervisor-watch", daemon=True).start()

@@ -1,0 +1,1 @@
+"""Connections: lent, limited, watched. Knows nothing of HTTP or users."""

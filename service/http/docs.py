@@ -1,0 +1,124 @@
+"""/docs, /redoc and /openapi.json, which need no internet access: their scripts come from a package."""
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from service.http.problems import MEDIA_TYPE, Problem, Table, json_response
+
+ASSETS = {
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+    "redoc.standalone.js": "text/javascript",
+    "favicon.png": "image/png",
+}
+
+PROBLEM_SCHEMA = {
+    "title": "Problem",
+    "description": "Problem details, RFC 9457.",
+    "type": "object",
+    "required": ["type", "title", "status", "detail", "code"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "What to do next."},
+        "code": {"type": "string", "description": "For programs; never changes."},
+        "errors": {
+            "type": "array",
+            "description": "Of a 422: what does not fit. Never repeats a value.",
+            "items": {
+                "type": "object",
+                "required": ["loc", "msg", "type"],
+                "properties": {
+                    "loc": {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]}},
+                    "msg": {"type": "string"},
+                    "type": {"type": "string"},
+                },
+            },
+        },
+    },
+}
+
+
+def answers(table: Table, *codes: str) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI responses for the problems called `codes`, an example for each."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for problem in (problem for problem in table.values() if problem.code in codes):
+        response = responses.setdefault(problem.status, {"description": problem.title, "content": {MEDIA_TYPE: {}}})
+        content = response["content"][MEDIA_TYPE]
+        content["schema"] = {"$ref": "#/components/schemas/Problem"}
+        content.setdefault("examples", {}).setdefault(problem.code, {"value": _example(problem)})
+    return responses
+
+
+def _example(problem: Problem) -> dict[str, Any]:
+    example = {
+        "type": "about:blank",
+        "title": problem.title,
+        "status": problem.status,
+        "detail": problem.detail,
+        "code": problem.code,
+    }
+    if problem.code == "invalid-request":
+        error = {"loc": ["body", "fname"], "msg": "Field required", "type": "missing"}
+        return {**example, "errors": [error]}
+    return example
+
+
+def routes(app: FastAPI) -> APIRouter:
+    """Return the documentation of `app`: call it when `app` has all its other routes."""
+    router = APIRouter(include_in_schema=False)
+
+    @cache
+    def openapi() -> Response:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schema["components"]["schemas"]["Problem"] = PROBLEM_SCHEMA
+        return json_response(schema)
+
+    @router.get("/openapi.json")
+    async def openapi_json() -> Response:
+        return openapi()
+
+    @router.get("/docs")
+    async def swagger_ui() -> Response:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title=app.title,
+            swagger_js_url="/docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="/docs/assets/swagger-ui.css",
+            swagger_favicon_url="/docs/assets/favicon.png",
+        )
+
+    @router.get("/redoc")
+    async def redoc() -> Response:
+        return get_redoc_html(
+            openapi_url="/openapi.json",
+            title=app.title,
+            redoc_js_url="/docs/assets/redoc.standalone.js",
+            redoc_favicon_url="/docs/assets/favicon.png",
+            with_google_fonts=False,
+        )
+
+    @router.get("/docs/assets/{name}")
+    async def asset(name: str) -> Response:
+        if name not in ASSETS:
+            raise HTTPException(404)
+        return Response(_read(name), media_type=ASSETS[name], headers={"Cache-Control": "max-age=86400"})
+
+    return router
+
+
+@cache
+def _read(name: str) -> bytes:
+    package = importlib.util.find_spec("fastapi_offline")
+    assert package is not None  # noqa: S101 - in requirements.txt
+    assert package.submodule_search_locations is not None  # noqa: S101
+    return Path(package.submodule_search_locations[0], "static", name).read_bytes()

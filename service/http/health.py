@@ -1,0 +1,58 @@
+"""Two questions of an operator: does the process live, and can it serve requests?"""
+
+import time
+
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from service.database.deadlines import DEADLINE, DeadlineExceeded
+from service.database.pool import Database, DatabaseUnavailable
+from service.http.admission import Admission
+from service.http.problems import Problem, json_response, render
+
+PROBE_TIMEOUT = 2.0  # seconds: most orchestrators give a probe as much, or less
+
+NOT_READY = Problem(
+    "not-ready", 503, "Requests cannot be served",
+    "The check named in `failed` does not pass. Nothing needs to be done if it does so again soon.",
+)  # fmt: skip
+
+
+class Readiness:
+    """The check that fails: "starting", "schema", "database" or "draining"; None when requests can be served."""
+
+    def __init__(self) -> None:
+        """Begin as starting."""
+        self.failed: str | None = "starting"
+
+
+def routes(readiness: Readiness, threads: Admission, database: Database) -> APIRouter:
+    """Return the routes of the two questions."""
+    router = APIRouter(tags=["health"])
+
+    @router.get("/livez", operation_id="livez", summary="Does the process live?")
+    async def livez() -> Response:
+        """Answers from the event loop and touches nothing: also when every thread is busy."""
+        return json_response({"status": "alive"})
+
+    @router.get("/readyz", operation_id="readyz", summary="Can requests be served?")
+    async def readyz() -> Response:
+        """Asks the database, over a connection that nobody needs at the moment; busy is not failed."""
+        failed = readiness.failed
+        if failed is None and threads.free:
+            DEADLINE.set(time.monotonic() + PROBE_TIMEOUT)
+            async with threads.place():
+                failed = await run_in_threadpool(_probe, database)
+        return render(NOT_READY, failed=failed) if failed else json_response({"status": "ready"})
+
+    return router
+
+
+def _probe(database: Database) -> str | None:
+    try:
+        with database.connection() as conn:
+            conn.execute("SELECT 1")
+    except (DatabaseUnavailable, DeadlineExceeded):
+        return "database"
+    return None

@@ -1,0 +1,104 @@
+"""What happens to every request, whatever its path: one plain ASGI middleware, outermost.
+
+It names the request, accepts a trailing slash, lets GET answer HEAD, limits the body, logs one line,
+and answers for a bug.
+"""
+
+import logging
+import re
+import time
+from contextvars import ContextVar
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.http.bodies import BodyTooLarge
+from service.http.problems import Table, find, render
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID: ContextVar[str] = ContextVar("REQUEST_ID", default="-")
+
+# What a client may call its request: enough for a UUID or a trace id, nothing that could forge a log line.
+SANE_ID = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
+
+CLIENT_GONE = 499  # nginx's status, for the log only: nobody is there to be answered
+
+
+class RequestMiddleware:
+    """Wraps the whole application."""
+
+    def __init__(self, app: ASGIApp, *, table: Table, max_body_size: int) -> None:
+        """Answer for a bug from `table`; refuse a body of more than `max_body_size` bytes."""
+        self.app = app
+        self.table = table
+        self.max_body_size = max_body_size
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = _Exchange(Headers(scope=scope), receive, send, self.max_body_size)
+        REQUEST_ID.set(exchange.request_id)
+        try:
+            await self.app(_routable(scope), exchange.receive, exchange.send)
+        except ClientDisconnect:
+            pass
+        except Exception as exc:
+            logger.exception("unhandled %s", type(exc).__name__)
+            if not exchange.status:
+                await render(find(self.table, exc))(scope, receive, exchange.send)
+        finally:
+            logger.info(
+                "%s %s %d %.1f ms",
+                scope["method"],
+                scope["raw_path"].decode("ascii", "backslashreplace"),  # still encoded: it cannot forge a log line
+                exchange.status or CLIENT_GONE,
+                (time.perf_counter() - exchange.started) * 1000,
+            )
+
+
+class _Exchange:
+    """One request and its answer, as they pass."""
+
+    __slots__ = ("_declared", "_limit", "_receive", "_received", "_send", "request_id", "started", "status")
+
+    def __init__(self, headers: Headers, receive: Receive, send: Send, limit: int) -> None:
+        self.started = time.perf_counter()
+        self.status = 0  # until the answer starts
+        given = headers.get("x-request-id", "")
+        self.request_id = given if SANE_ID.fullmatch(given) else uuid4().hex
+        self._declared = int(headers.get("content-length", 0))
+        self._received = 0
+        self._limit = limit
+        self._receive = receive
+        self._send = send
+
+    async def receive(self) -> Message:
+        if self._declared > self._limit:
+            raise BodyTooLarge  # before any of it is read
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        if self._received > self._limit:
+            raise BodyTooLarge  # it came in chunks, undeclared
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message)["X-Request-ID"] = self.request_id
+        await self._send(message)
+
+
+def _routable(scope: Scope) -> Scope:
+    """Return `scope` as the router knows it: no slash at the end, HEAD as the GET that it repeats.
+
+    The server drops the body of an answer to HEAD.
+    """
+    path = scope["path"]
+    if len(path) > 1 and path.endswith("/"):
+        path = path[:-1]
+    return {**scope, "path": path, "method": "GET" if scope["method"] == "HEAD" else scope["method"]}

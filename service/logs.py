@@ -1,0 +1,38 @@
+"""One line for each event, with the id of the request it belongs to."""
+
+import logging
+import logging.config
+
+from service.http.middleware import REQUEST_ID
+
+
+class _RequestId(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.request_id = REQUEST_ID.get()
+        return True
+
+
+def configure() -> None:
+    """Send the records of the service, uvicorn and psycopg to standard output, in one form."""
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "filters": {"request_id": {"()": _RequestId}},
+            "formatters": {"line": {"format": "%(asctime)s %(levelname)-7s [%(request_id)s] %(message)s"}},
+            "handlers": {
+                "stdout": {
+                    "class": "logging.StreamHandler",
+                    "stream": "ext://sys.stdout",
+                    "formatter": "line",
+                    "filters": ["request_id"],
+                }
+            },
+            "root": {"level": "INFO", "handlers": ["stdout"]},
+            "loggers": {
+                "uvicorn": {"level": "INFO", "handlers": [], "propagate": True},
+                "uvicorn.access": {"level": "WARNING", "handlers": [], "propagate": False},  # http/middleware.py has it
+                "psycopg": {"level": "WARNING"},  # the pool tells every checkout at INFO
+            },
+        }
+    )

@@ -1,0 +1,199 @@
+"""The environment, validated.
+
+Each setting is one field: its default, its range, and in its description what it takes and why.
+`.env.example` lists the same names; a test compares the two.
+"""
+
+import os
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from dotenv.parser import parse_stream
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
+
+DATABASE_FIELDS = (
+    "database_hostname",
+    "database_name",
+    "database_username",
+    "database_password",
+    "database_port",
+)
+
+
+class SettingsError(Exception):
+    """One line for each mistake: the variable, what it held (never a secret), what it takes."""
+
+
+def setting(default: Any, takes: str, **limits: Any) -> Any:  # noqa: ANN401 - as pydantic's Field
+    """Declare a setting: its default, what it takes and why, and its limits."""
+    return Field(default=default, description=takes, **limits)
+
+
+class Settings(BaseModel):
+    """Every setting of the service. Times are seconds, sizes are bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    # Essential: where the database is, where the service listens.
+    database_hostname: str | None = setting(
+        None, "a host name, an address, or the directory of a Unix socket; unset: embedded PostgreSQL"
+    )
+    database_port: int = setting(5432, "a port, 1 to 65535", ge=1, le=65535)
+    database_name: str | None = setting(None, "the name of the database")
+    database_username: str | None = setting(None, "the role to connect as")
+    database_password: SecretStr | None = setting(None, "the role's password, if it has one")
+    database_url: SecretStr | None = setting(
+        None, "postgresql://user:password@host:port/name, in place of the five above"
+    )
+    host: str = setting("127.0.0.1", "the address to listen on; 0.0.0.0 for every interface", min_length=1)
+    port: int = setting(8000, "a port, 0 to 65535; 0 takes any free one", ge=0, le=65535)
+
+    # Frequent: how much of the machine and of PostgreSQL's connections to use.
+    workers: int = setting(1, "how many worker processes, 1 to 512; one a core is fastest", ge=1, le=512)
+    worker_threads: int = setting(
+        8,
+        "how many threads, and so how many connections, each worker has, 1 to 1000; one core is full with 8 of them",
+        ge=1,
+        le=1000,
+    )
+    instances: int = setting(
+        1, "how many copies of this service share the database, 1 to 1000: they share its connections", ge=1, le=1000
+    )
+    cors_origins: str = setting(
+        "", "origins such as https://app.example.com, separated by commas; * for any, without credentials"
+    )
+
+    # Rare: limits. Each timeout ends before the next longer one, so that the cause is what is reported:
+    # lock < statement < leak threshold < request deadline < graceful shutdown.
+    queue_length: int = setting(256, "how many requests may wait for a thread, 0 to 100000", ge=0, le=100_000)
+    queue_wait: Seconds = setting(2.0, "seconds a request may wait for a thread: after that its client has gone")
+    connect_timeout: Seconds = setting(3.0, "seconds to open a connection, 1 or more: libpq counts whole seconds", ge=1)
+    lock_timeout: Seconds = setting(2.0, "seconds a statement waits for a lock")
+    statement_timeout: Seconds = setting(5.0, "seconds a statement may run; the slowest here takes milliseconds")
+    idle_in_transaction_timeout: Seconds = setting(5.0, "seconds a transaction may stand still")
+    leak_threshold: Seconds = setting(8.0, "seconds after which a connection still held is reported with its stack")
+    request_deadline: Seconds = setting(10.0, "seconds from a request's arrival to its answer, whatever hangs")
+    graceful_shutdown_timeout: Seconds = setting(15.0, "seconds that requests in progress get to finish at shutdown")
+    max_body_size: int = setting(65_536, "bytes of a request's body, 1024 to 16777216", ge=1024, le=16_777_216)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_unset(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if value != ""}
+
+    @model_validator(mode="after")
+    def _database_is_whole(self) -> Self:
+        given = [name for name in DATABASE_FIELDS if name in self.model_fields_set]
+        if self.database_url is not None:
+            if given:
+                raise ValueError(f"DATABASE_URL and {given[0].upper()} are both set: keep one of the two forms")
+            try:
+                conninfo_to_dict(self.database_url.get_secret_value())
+            except ProgrammingError:  # its message quotes the URL, and so the password
+                raise ValueError(
+                    "DATABASE_URL holds no valid URL: it takes postgresql://user:password@host:port/name,"
+                    " with special characters percent-encoded"
+                ) from None
+        elif given:
+            for name in ("database_hostname", "database_name", "database_username"):
+                if name not in given:
+                    raise ValueError(f"{name.upper()} is missing: it takes {takes(name)}; {given[0].upper()} is set")
+        return self
+
+    @model_validator(mode="after")
+    def _timeouts_are_in_order(self) -> Self:
+        order = ("lock_timeout", "statement_timeout", "leak_threshold", "request_deadline", "graceful_shutdown_timeout")
+        for shorter, longer in pairwise(order):
+            if getattr(self, shorter) >= getattr(self, longer):
+                raise ValueError(
+                    f"{shorter.upper()}={getattr(self, shorter):g} must be shorter"
+                    f" than {longer.upper()}={getattr(self, longer):g}"
+                )
+        if self.queue_wait >= self.request_deadline:
+            raise ValueError(
+                f"QUEUE_WAIT={self.queue_wait:g} must be shorter than REQUEST_DEADLINE={self.request_deadline:g}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _origins_are_origins(self) -> Self:
+        for origin in self.allowed_origins:
+            parts = urlsplit(origin)
+            if origin not in ("*", f"{parts.scheme}://{parts.netloc}"):
+                raise ValueError(f"CORS_ORIGINS={origin!r}: it takes {takes('cors_origins')}")
+        if "*" in self.allowed_origins and len(self.allowed_origins) > 1:
+            raise ValueError("CORS_ORIGINS: * allows every origin already; keep it alone or list origins")
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        """True when no database is configured: the service starts its own."""
+        return self.database_hostname is None and self.database_url is None
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        """The entries of CORS_ORIGINS."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+
+    @property
+    def conninfo(self) -> str:
+        """The configured server as a libpq connection string, password included; empty when embedded."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        if self.database_hostname is None:
+            return ""
+        return make_conninfo(
+            host=self.database_hostname,
+            port=self.database_port,
+            dbname=self.database_name,
+            user=self.database_username,
+            password=self.database_password.get_secret_value() if self.database_password else None,
+        )
+
+
+def takes(name: str) -> str:
+    """Say what the setting called `name` takes."""
+    return Settings.model_fields[name].description or ""
+
+
+def load(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) -> Settings:
+    """Read the settings: the environment first, then the file `dotenv`, then the defaults.
+
+    Raises SettingsError, whose text is one line for each mistake.
+    """
+    environ = os.environ if environ is None else environ
+    found = {**_read(dotenv), **environ}
+    try:
+        return Settings.model_validate(
+            {name: found[name.upper()] for name in Settings.model_fields if name.upper() in found}
+        )
+    except ValidationError as exc:
+        raise SettingsError("\n".join(_line(error) for error in exc.errors())) from None
+
+
+def _read(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    try:
+        with path.open(encoding="utf-8") as file:
+            for binding in parse_stream(file):
+                if binding.error or (binding.key and binding.value is None):
+                    raise SettingsError(f"{path}, line {binding.original.line}: it takes NAME=value")
+        return {name: value for name, value in dotenv_values(path).items() if value is not None}
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"{path} cannot be read: {exc}") from exc
+
+
+def _line(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+    if not error["loc"]:  # from a validator above, which names the variable itself
+        return str(error["ctx"]["error"])
+    name = error["loc"][0]
+    return f"{name.upper()}={error['input']!r}: it takes {takes(name)}"

@@ -1,0 +1,38 @@
+"""The real things every test stands on: one PostgreSQL for the run, one database and one service for each module."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.postgres import Cluster, TestDatabase, installed
+from tests.process import Service
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """PostgreSQL 18 from the wheel, reached over TCP with a password."""
+    cluster = Cluster(installed()["18"])
+    cluster.create()
+    cluster.start()
+    yield cluster
+    cluster.remove()
+
+
+@pytest.fixture(scope="module")
+def database(cluster: Cluster) -> TestDatabase:
+    """An empty database."""
+    return cluster.create_database()
+
+
+@pytest.fixture(scope="module")
+def service(database: TestDatabase) -> Iterator[Service]:
+    """The service over that database."""
+    with Service(database.environment) as service:
+        yield service
+
+
+@pytest.fixture
+def client(service: Service) -> httpx.Client:
+    """A client of that service."""
+    return service.client
