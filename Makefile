@@ -1,6 +1,6 @@
 # The default target lists the others.
 .DEFAULT_GOAL := help
-.PHONY: help install run serve test check bench schema clean
+.PHONY: help install run serve test check schema clean
 
 PYTHON ?= python3
 BIN := .venv/bin

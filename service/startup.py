@@ -12,7 +12,7 @@ from service.database.pool import Database
 from service.database.schema import SchemaError
 from service.http.health import Readiness
 from service.settings import Settings
-from service.users.upgrade import hash_plain_passwords
+from service.users import upgrade
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def prepare_server(conninfo: str, settings: Settings, say: Callable[[str], None]
         with psycopg.connect(conninfo, autocommit=True) as conn:
             found = budget.read(conn, settings)
             found.check()
-            schema.apply(conn, conninfo, prepare=hash_plain_passwords, say=say)
+            schema.apply(conn, conninfo, prepare=upgrade.prepare, say=say)
             return found
     except psycopg.OperationalError as exc:
         text = " ".join(str(exc).split())  # libpq never puts the password in it

@@ -158,7 +158,8 @@ class Database:
         if not poll.poll(0):
             return
         try:
-            conn.execute("SELECT 1")  # a notice is no harm; the end of the stream raises
+            with self._watchdog.watch(conn):
+                conn.execute("SELECT 1")  # a notice is no harm; the end of the stream raises
         except OperationalError:
             if conn.opened_at > self._drained_at:
                 self._drain()

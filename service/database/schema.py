@@ -1,11 +1,12 @@
-"""Applies schema.sql, safely, from many processes at once and to a table in use.
+"""Applies schema.sql, safely, from many processes at once and to tables in use.
 
 `CREATE TABLE IF NOT EXISTS` from 16 sessions at once failed in 40 of 160 tries. So one process at a time
 does it, under an advisory lock that is polled for: waiting for it inside a statement would hold a
-snapshot, and deadlock with somebody's `CREATE INDEX CONCURRENTLY`. A start that finds the schema in place
-takes one round trip and no lock at all.
+snapshot, and deadlock with somebody's `CREATE INDEX CONCURRENTLY`. Which text was applied is written down
+by its hash: a start that finds its own takes one round trip and no lock.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,25 +17,26 @@ import psycopg
 from psycopg import Connection, errors
 
 SCHEMA = Path(__file__).parents[2] / "schema.sql"
-LOCK = 0x75736572  # any number will do; this one spells "user"
+LOCK = 0x736368656D61  # any number will do; this one spells "schema"
 POLL = 0.1  # seconds between two tries for the lock
-ATTEMPTS = 5  # at a busy table, each as long as schema.sql's lock_timeout, with as long a pause between
+ATTEMPTS = 5  # at a busy table
+PAUSE = 2.0  # seconds between two of them: as long as schema.sql's lock_timeout may have kept others waiting
 
-# The last things that schema.sql makes; it is applied whole or not at all.
-SELECT_IN_PLACE = """
-    SELECT to_regclass('public.user_email_lower_key') IS NOT NULL
-       AND EXISTS (SELECT FROM pg_constraint
-                   WHERE conrelid = to_regclass('public."user"') AND conname = 'user_password_hash_check')
+SELECT_APPLIED = """
+    SELECT EXISTS (SELECT FROM public.schema_applied WHERE sha256 = %(sha256)s)
 """
 
-SELECT_COLUMNS = """
-    SELECT array_agg(attname::text ORDER BY attname)
-    FROM pg_attribute
-    WHERE attrelid = to_regclass('public."user"') AND attnum > 0 AND NOT attisdropped
+CREATE_APPLIED = """
+    CREATE TABLE IF NOT EXISTS public.schema_applied (
+        sha256 text        CONSTRAINT schema_applied_pkey PRIMARY KEY,
+        at     timestamptz NOT NULL DEFAULT now()
+    );
+    GRANT SELECT ON public.schema_applied TO PUBLIC
 """
 
-OLDER_FORM = ["email", "fname", "id", "lname", "password"]
-TODAYS_FORM = ["created_at", "email", "fname", "id", "lname", "password_hash", "updated_at"]
+INSERT_APPLIED = """
+    INSERT INTO public.schema_applied (sha256) VALUES (%(sha256)s)
+"""
 
 Prepare = Callable[[Connection[Any], Callable[[str], None]], None]
 
@@ -46,52 +48,56 @@ class SchemaError(Exception):
 def apply(conn: Connection[Any], conninfo: str, *, prepare: Prepare, say: Callable[[str], None]) -> None:
     """Bring the schema up to date over `conn`, which is in autocommit mode, and leads to `conninfo`.
 
-    `prepare(conn, say)` readies a table of the older form. What takes long is told through `say`.
+    `prepare(conn, say)` readies what is there already. What takes long is told through `say`.
     Raises SchemaError.
     """
-    if _in_place(conn):
+    text = SCHEMA.read_bytes()
+    sha256 = hashlib.sha256(text).hexdigest()
+    if _applied(conn, sha256):
         return
-    with _alone(conninfo):
+    with _alone(conninfo), _told_in_one_line(conn):
+        if _applied(conn, sha256):
+            return  # by another process, meanwhile
         conn.execute("SET statement_timeout = 0")  # a large table takes as long as it takes
-        for attempt in range(1, ATTEMPTS + 1):
-            if _in_place(conn):
-                return
+        for _ in range(ATTEMPTS):
             try:
-                _apply(conn, prepare, say)
-            except (errors.LockNotAvailable, errors.DeadlockDetected) as exc:
-                if attempt == ATTEMPTS:
-                    raise SchemaError('the table "user" is too busy to change: try again at a quieter time') from exc
-                say('the table "user" is busy, trying again')
-                time.sleep(2)
-            except errors.CheckViolation as exc:  # somebody still writes plain text; hash that too
-                if attempt == ATTEMPTS:
-                    raise SchemaError("plain-text passwords keep arriving: stop the older service first") from exc
-            except errors.UniqueViolation as exc:
-                raise SchemaError("two users have one email, but for its case: change or delete one") from exc
-            except errors.InsufficientPrivilege as exc:
-                raise SchemaError(
-                    f"the role {conn.info.user} may not change the schema: run `make schema` as the owner,"
-                    f" or GRANT CREATE ON SCHEMA public TO it ({exc.diag.message_primary})"
-                ) from exc
+                prepare(conn, say)
+                with conn.transaction():
+                    conn.execute(text)
+                    conn.execute(CREATE_APPLIED)
+                    conn.execute(INSERT_APPLIED, {"sha256": sha256})
+            except (errors.LockNotAvailable, errors.DeadlockDetected):
+                say("the tables are busy, trying again")
+                time.sleep(PAUSE)
+            except errors.CheckViolation as exc:  # rows that came after `prepare`
+                say(f"rows that break {exc.diag.constraint_name} keep arriving, trying again")
+            else:
+                say("schema.sql is applied")
+                return
+        raise SchemaError("the tables are too busy to change: stop the older service, or try at a quieter time")
 
 
-def _apply(conn: Connection[Any], prepare: Prepare, say: Callable[[str], None]) -> None:
-    columns = conn.execute(SELECT_COLUMNS).fetchone()[0]  # type: ignore[index]
-    if columns not in (None, OLDER_FORM, TODAYS_FORM):
-        raise SchemaError(
-            f'there is a table public."user" of another kind, with the columns {", ".join(columns)}:'
-            " use a database of its own for this service"
-        )
-    if columns == OLDER_FORM:
-        prepare(conn, say)
-    with conn.transaction():
-        conn.execute(SCHEMA.read_bytes())
-    say("schema.sql is applied")
-
-
-def _in_place(conn: Connection[Any]) -> bool:
-    row = conn.execute(SELECT_IN_PLACE).fetchone()
+def _applied(conn: Connection[Any], sha256: str) -> bool:
+    try:
+        row = conn.execute(SELECT_APPLIED, {"sha256": sha256}).fetchone()
+    except errors.UndefinedTable:
+        return False
     return bool(row and row[0])
+
+
+@contextmanager
+def _told_in_one_line(conn: Connection[Any]) -> Iterator[None]:
+    try:
+        yield
+    except errors.UniqueViolation as exc:
+        raise SchemaError(f"rows break a unique constraint, nothing was changed: {exc.diag.message_detail}") from exc
+    except errors.InsufficientPrivilege as exc:
+        raise SchemaError(
+            f"the role {conn.info.user} may not change the schema: run `make schema` as the owner,"
+            f" or GRANT CREATE ON SCHEMA public TO it ({exc.diag.message_primary})"
+        ) from exc
+    except (psycopg.ProgrammingError, psycopg.IntegrityError, psycopg.NotSupportedError) as exc:
+        raise SchemaError(f"schema.sql cannot be applied to this database: {exc.diag.message_primary}") from exc
 
 
 @contextmanager

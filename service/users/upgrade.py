@@ -14,6 +14,15 @@ BATCH = 100  # rows: two seconds of one core, and as long as an interrupted run 
 # A whole hash, not just its beginning: somebody's plain password may begin like one.
 HASH = r"^\$argon2id\$v=\d+\$m=\d+,t=\d+,p=\d+\$[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+$"
 
+OLDER_FORM = ["email", "fname", "id", "lname", "password"]
+TODAYS_FORM = ["created_at", "email", "fname", "id", "lname", "password_hash", "updated_at"]
+
+SELECT_COLUMNS = """
+    SELECT array_agg(attname::text ORDER BY attname)
+    FROM pg_attribute
+    WHERE attrelid = to_regclass('public."user"') AND attnum > 0 AND NOT attisdropped
+"""
+
 SELECT_SAME_EMAILS = """
     SELECT array_agg(id ORDER BY id)
     FROM public."user"
@@ -42,6 +51,18 @@ UPDATE_HASHED = """
     FROM unnest(%(ids)s::bigint[], %(plain)s::text[], %(hashes)s::text[]) AS new (id, plain, hash)
     WHERE u.id = new.id AND u.password = new.plain
 """
+
+
+def prepare(conn: Connection[Any], say: Callable[[str], None]) -> None:
+    """Ready what is there for schema.sql. Raises SchemaError, with nothing changed, when that cannot be."""
+    columns = conn.execute(SELECT_COLUMNS).fetchone()[0]  # type: ignore[index]
+    if columns == OLDER_FORM:
+        hash_plain_passwords(conn, say)
+    elif columns not in (None, TODAYS_FORM):
+        raise SchemaError(
+            f'there is a table public."user" of another kind, with the columns {", ".join(columns)}:'
+            " give this service a database of its own"
+        )
 
 
 def hash_plain_passwords(conn: Connection[Any], say: Callable[[str], None]) -> None:

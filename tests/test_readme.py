@@ -1,0 +1,66 @@
+import re
+import subprocess
+
+from service.http.cors import CORS_REFUSED
+from service.http.health import NOT_READY
+from service.http.problems import PROBLEMS
+from service.settings import Settings
+from service.users.errors import USER_PROBLEMS
+from tests.process import CHECKOUT, Service
+
+README = (CHECKOUT / "README.md").read_text()
+TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00")
+
+
+def consoles() -> list[tuple[str, str]]:
+    """Return every command of the README's consoles with the output shown under it."""
+    found = []
+    for console in re.findall(r"```console\n(.*?)```", README, re.DOTALL):
+        for shown in re.split(r"^\$ ", console, flags=re.MULTILINE)[1:]:
+            command, _, output = shown.partition("\n")
+            found.append((command, output))
+    return found
+
+
+def test_every_curl_of_the_readme_answers_what_the_readme_shows(service: Service) -> None:
+    curls = [(command, output) for command, output in consoles() if command.startswith("curl")]
+    assert len(curls) > 10
+    for command, shown in curls:
+        real = command.replace("localhost:8000", service.url.removeprefix("http://"))
+        done = subprocess.run(["bash", "-c", real], capture_output=True, text=True, check=False)
+        assert TIME.sub("TIME", done.stdout.replace("\r", "")) == TIME.sub("TIME", shown), command
+
+
+def test_make_help_prints_what_the_readme_shows() -> None:
+    done = subprocess.run(["make", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert ("make help", done.stdout) in consoles()
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (CHECKOUT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)\b(?=`|\n| ARGS)", README)) <= targets
+
+
+def test_the_readme_lists_every_setting_with_its_default_and_what_it_takes() -> None:
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.*?) \| (.*) \|$", README, re.MULTILINE)
+    expected = []
+    for name, field in Settings.model_fields.items():
+        default = (
+            ""
+            if field.default in (None, "")
+            else f"`{field.default:{'g' if isinstance(field.default, float) else ''}}`"
+        )
+        expected.append((name.upper(), default, field.description))
+    assert rows == expected
+
+
+def test_the_readme_lists_every_code_of_an_error_with_its_status() -> None:
+    problems = [*PROBLEMS.values(), *USER_PROBLEMS.values(), NOT_READY, CORS_REFUSED]
+    rows = re.findall(r"^\| `([a-z-]+)` \| (\d+) \|", README, re.MULTILINE)
+    assert sorted(set(rows)) == sorted({(problem.code, str(problem.status)) for problem in problems})
+
+
+def test_every_file_that_the_readme_links_to_exists() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (CHECKOUT / link).exists()] == []
