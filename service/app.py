@@ -12,7 +12,6 @@ from types import FrameType
 
 import anyio.to_thread
 from fastapi import FastAPI
-from starlette.responses import Response
 
 from service import logs
 from service import settings as environment
@@ -72,15 +71,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.add_middleware(Cors, origins=settings.allowed_origins)
     app.add_middleware(RequestMiddleware, table=table, max_body_size=settings.max_body_size)
 
-    @app.get("/", tags=["health"], operation_id="root", summary="Where things are")
-    async def root() -> Response:
-        links = {"users": "/users", "docs": "/docs", "readyz": "/readyz"}
-        return json_response({"message": "A users API whose connections hold under load.", **links})
-
     route_class = admitted(threads, hashing, deadline=settings.request_deadline, hashes=users.hashes)
     for router in (
-        health.routes(readiness, threads, database),
         users.routes(database, route_class),  # another resource: one more line here
+        health.routes(readiness, threads, database),
         docs.routes(app),
     ):
         app.router.routes.extend(router.routes)  # flat, as include_router costs 8 % of a small request

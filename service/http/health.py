@@ -1,6 +1,7 @@
-"""Two questions of an operator: does the process live, and can it serve requests?"""
+"""Three questions to the service itself: where are things, does the process live, can it serve requests?"""
 
 import time
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
@@ -9,6 +10,7 @@ from starlette.responses import Response
 from service.database.deadlines import DEADLINE, DeadlineExceeded
 from service.database.pool import Database, DatabaseUnavailable
 from service.http.admission import Admission
+from service.http.docs import answers
 from service.http.problems import Problem, json_response, render
 
 PROBE_TIMEOUT = 2.0  # seconds: most orchestrators give a probe as much, or less
@@ -17,6 +19,16 @@ NOT_READY = Problem(
     "not-ready", 503, "Requests cannot be served",
     "The check named in `failed` does not pass. Nothing needs to be done if it does so again soon.",
 )  # fmt: skip
+
+
+ROOT = {
+    "message": "A users API whose database connections hold under load.",
+    "users": "/users",
+    "docs": "/docs",
+    "readyz": "/readyz",
+}
+ALIVE = {"status": "alive"}
+READY = {"status": "ready"}
 
 
 class Readiness:
@@ -28,15 +40,22 @@ class Readiness:
 
 
 def routes(readiness: Readiness, threads: Admission, database: Database) -> APIRouter:
-    """Return the routes of the two questions."""
-    router = APIRouter(tags=["health"])
+    """Return the routes of the three questions."""
+    router = APIRouter(tags=["service"])
 
-    @router.get("/livez", operation_id="livez", summary="Does the process live?")
+    @router.get("/", operation_id="root", summary="Where are things?", responses=_example(ROOT))
+    async def root() -> Response:
+        return json_response(ROOT)
+
+    @router.get("/livez", operation_id="livez", summary="Does the process live?", responses=_example(ALIVE))
     async def livez() -> Response:
         """Answers from the event loop and touches nothing: also when every thread is busy."""
-        return json_response({"status": "alive"})
+        return json_response(ALIVE)
 
-    @router.get("/readyz", operation_id="readyz", summary="Can requests be served?")
+    @router.get(
+        "/readyz", operation_id="readyz", summary="Can requests be served?",
+        responses={**_example(READY), **answers({503: NOT_READY}, NOT_READY.code)},
+    )  # fmt: skip
     async def readyz() -> Response:
         """Asks the database, over a connection that nobody needs at the moment; busy is not failed."""
         failed = readiness.failed
@@ -44,9 +63,13 @@ def routes(readiness: Readiness, threads: Admission, database: Database) -> APIR
             DEADLINE.set(time.monotonic() + PROBE_TIMEOUT)
             async with threads.place():
                 failed = await run_in_threadpool(_probe, database)
-        return render(NOT_READY, failed=failed) if failed else json_response({"status": "ready"})
+        return render(NOT_READY, failed=failed) if failed else json_response(READY)
 
     return router
+
+
+def _example(content: dict[str, str]) -> dict[int | str, dict[str, Any]]:
+    return {200: {"content": {"application/json": {"schema": {"type": "object"}, "example": content}}}}
 
 
 def _probe(database: Database) -> str | None:
