@@ -23,7 +23,7 @@ from service.http.admission import Admission, admitted
 from service.http.cors import Cors
 from service.http.health import Readiness
 from service.http.middleware import RequestMiddleware
-from service.http.problems import PROBLEMS, install, json_response
+from service.http.problems import PROBLEMS, install
 from service.settings import Settings
 from service.startup import Startup
 from service.users import routes as users
