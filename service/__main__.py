@@ -4,8 +4,9 @@ import argparse
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -16,12 +17,13 @@ from service.app import DATA
 from service.database import embedded
 from service.database.budget import ServerUnfit
 from service.database.embedded import EmbeddedError
-from service.database.pool import session
 from service.database.schema import SchemaError
 from service.settings import Settings, SettingsError
-from service.startup import ServerRefused, ServerUnreachable, prepare_server
+from service.startup import ServerRefused, ServerUnreachable, inspect_server, prepare_server
 
 WRONG = 2  # exit status: something is to be corrected
+
+say = partial(print, flush=True)  # progress is to be seen as it is made, in a file or a pipe too
 
 
 def main() -> None:
@@ -58,15 +60,15 @@ def check(settings: Settings) -> None:
         value = getattr(settings, name)
         print(f"{name.upper()}={'' if value is None else value}")
     with _server(settings) as server:
-        budget = prepare_server(session(server, settings), settings, print)
-    print(f"PostgreSQL {budget.version}")
+        session, budget = inspect_server(server, settings)
+    print(f"PostgreSQL {budget.version}{' behind a transaction pooler' if session.preamble else ''}")
     print(f"connections: {budget}")
 
 
 def schema(settings: Settings) -> None:
     """Apply schema.sql to the configured database."""
     with _server(settings) as server:
-        prepare_server(session(server, settings), settings, print)
+        prepare_server(server, settings, say)
     print("the schema is up to date")
 
 
@@ -75,7 +77,7 @@ def _start(settings: Settings, *, reload: bool) -> None:
     logs.configure()
     with _server(settings) as server:
         try:
-            prepare_server(session(server, settings), settings, print)
+            prepare_server(server, settings, say)
         except ServerUnreachable as exc:
             print(f"the database does not answer, /readyz is 503 until it does: {exc}", file=sys.stderr)
         uvicorn.run(
@@ -88,16 +90,17 @@ def _start(settings: Settings, *, reload: bool) -> None:
             reload_dirs=[str(Path(__file__).parent)] if reload else None,
             timeout_graceful_shutdown=round(settings.graceful_shutdown_timeout),
             log_config=None,  # service/logs.py
+            http="service.http.protocol:Protocol",
             access_log=False,  # service/http/middleware.py writes it, with the request's id
             server_header=False,
         )
 
 
 @contextmanager
-def _server(settings: Settings) -> Iterator[str]:
-    """Have a server while the block runs; yields its connection string."""
+def _server(settings: Settings) -> Iterator[Callable[[], str]]:
+    """Have a server while the block runs; yields what returns its connection string."""
     if not settings.embedded:
-        yield settings.conninfo
+        yield settings.server
         return
     with embedded.running(DATA) as server:
         print(f"Using the embedded PostgreSQL, data in {DATA}; set DATABASE_URL to use your own.", flush=True)
@@ -113,8 +116,10 @@ def _check_address(settings: Settings) -> None:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except OSError as exc:
-        raise SettingsError(f"HOST={settings.host} PORT={settings.port} cannot be listened on: {exc.strerror}") from exc
+    except (OSError, UnicodeError) as exc:
+        raise SettingsError(
+            f"HOST={settings.host} PORT={settings.port} cannot be listened on: {getattr(exc, 'strerror', exc)}"
+        ) from exc
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ from service import logs
 from service import settings as environment
 from service.database import embedded
 from service.database.deadlines import Watchdog
-from service.database.pool import Database, session
+from service.database.pool import Database
 from service.http import docs, health
 from service.http.admission import Admission, admitted
 from service.http.cors import Cors
 from service.http.health import Readiness
-from service.http.middleware import RequestMiddleware
+from service.http.middleware import BugMiddleware, RequestMiddleware
 from service.http.problems import PROBLEMS, install
 from service.settings import Settings
 from service.startup import Startup
@@ -48,8 +48,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = threads.limit
         with ExitStack() as stack:
-            server = settings.conninfo or stack.enter_context(embedded.running(DATA))
-            startup = Startup(session(server, settings), settings, database, readiness)
+            server = stack.enter_context(embedded.running(DATA)) if settings.embedded else settings.server
+            startup = Startup(server, settings, database, readiness)
             stack.callback(database.close)
             stack.callback(startup.stop)
             _drain_at_the_end(readiness)
@@ -67,9 +67,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     table = {**PROBLEMS, **USER_PROBLEMS}
     install(app, table)
+    app.add_middleware(BugMiddleware, table=table)  # innermost; the last one added is outermost
     if settings.allowed_origins:
         app.add_middleware(Cors, origins=settings.allowed_origins)
-    app.add_middleware(RequestMiddleware, table=table, max_body_size=settings.max_body_size)
+    app.add_middleware(RequestMiddleware, max_body_size=settings.max_body_size)
 
     route_class = admitted(threads, hashing, deadline=settings.request_deadline, hashes=users.hashes)
     for router in (

@@ -2,8 +2,18 @@
 
 import logging
 import logging.config
+import re
+from typing import Any
 
 from service.http.middleware import REQUEST_ID
+
+# PostgreSQL quotes the whole row there, and with it somebody's email and the hash of a password.
+DETAIL = re.compile(r"\nDETAIL:.*?(?=\n\n|\Z)", re.DOTALL)
+
+
+class _Formatter(logging.Formatter):
+    def formatException(self, ei: Any) -> str:  # noqa: ANN401, N802 - the library's
+        return DETAIL.sub("", super().formatException(ei))
 
 
 class _RequestId(logging.Filter):
@@ -19,7 +29,9 @@ def configure() -> None:
             "version": 1,
             "disable_existing_loggers": False,
             "filters": {"request_id": {"()": _RequestId}},
-            "formatters": {"line": {"format": "%(asctime)s %(levelname)-7s [%(request_id)s] %(message)s"}},
+            "formatters": {
+                "line": {"()": _Formatter, "fmt": "%(asctime)s %(levelname)-7s [%(request_id)s] %(message)s"}
+            },
             "handlers": {
                 "stdout": {
                     "class": "logging.StreamHandler",

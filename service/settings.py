@@ -5,11 +5,11 @@ Each setting is one field: its default, its range, and in its description what i
 """
 
 import os
+import re
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Self
-from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
@@ -17,15 +17,10 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
+# Less than a millisecond would be 0 to PostgreSQL, and so no limit at all.
+Seconds = Annotated[float, Field(ge=0.001, le=3600, allow_inf_nan=False)]
 
-DATABASE_FIELDS = (
-    "database_hostname",
-    "database_name",
-    "database_username",
-    "database_password",
-    "database_port",
-)
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?")
 
 
 class SettingsError(Exception):
@@ -44,15 +39,18 @@ class Settings(BaseModel):
 
     # Essential: where the database is, where the service listens.
     database_hostname: str | None = setting(
-        None, "a host name, an address, or the directory of a Unix socket; unset: embedded PostgreSQL"
+        None,
+        "a host name, an address, or the directory of a Unix socket, or several separated by commas, of which one"
+        " takes writes; unset: embedded PostgreSQL",
     )
     database_port: int = setting(5432, "a port, 1 to 65535", ge=1, le=65535)
     database_name: str | None = setting(None, "the name of the database")
     database_username: str | None = setting(None, "the role to connect as")
     database_password: SecretStr | None = setting(None, "the role's password, if it has one")
-    database_url: SecretStr | None = setting(
-        None, "postgresql://user:password@host:port/name, in place of the five above"
+    database_password_file: Path | None = setting(
+        None, "a file that holds the password, read anew at each connection, so that it can be changed"
     )
+    database_url: SecretStr | None = setting(None, "postgresql://user:password@host:port/name, in place of the above")
     host: str = setting("127.0.0.1", "the address to listen on; 0.0.0.0 for every interface", min_length=1)
     port: int = setting(8000, "a port, 0 to 65535; 0 takes any free one", ge=0, le=65535)
 
@@ -75,7 +73,9 @@ class Settings(BaseModel):
     # lock < statement < leak threshold < request deadline < graceful shutdown.
     queue_length: int = setting(256, "how many requests may wait for a thread, 0 to 100000", ge=0, le=100_000)
     queue_wait: Seconds = setting(2.0, "seconds a request may wait for a thread: after that its client has gone")
-    connect_timeout: Seconds = setting(3.0, "seconds to open a connection, 1 or more: libpq counts whole seconds", ge=1)
+    connect_timeout: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] = setting(
+        3.0, "seconds to open a connection, 1 or more: libpq counts whole seconds"
+    )
     lock_timeout: Seconds = setting(2.0, "seconds a statement waits for a lock")
     statement_timeout: Seconds = setting(5.0, "seconds a statement may run; the slowest here takes milliseconds")
     idle_in_transaction_timeout: Seconds = setting(5.0, "seconds a transaction may stand still")
@@ -91,21 +91,23 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _database_is_whole(self) -> Self:
-        given = [name for name in DATABASE_FIELDS if name in self.model_fields_set]
+        given = sorted(
+            name for name in self.model_fields_set if name.startswith("database_") and name != "database_url"
+        )
         if self.database_url is not None:
             if given:
                 raise ValueError(f"DATABASE_URL and {given[0].upper()} are both set: keep one of the two forms")
-            try:
-                conninfo_to_dict(self.database_url.get_secret_value())
-            except ProgrammingError:  # its message quotes the URL, and so the password
+            if not _is_conninfo(self.database_url.get_secret_value()):
                 raise ValueError(
                     "DATABASE_URL holds no valid URL: it takes postgresql://user:password@host:port/name,"
-                    " with special characters percent-encoded"
-                ) from None
+                    " with special characters of the password percent-encoded (@ is %40, / is %2F)"
+                )
         elif given:
             for name in ("database_hostname", "database_name", "database_username"):
                 if name not in given:
                     raise ValueError(f"{name.upper()} is missing: it takes {takes(name)}; {given[0].upper()} is set")
+        if self.database_password is not None and self.database_password_file is not None:
+            raise ValueError("DATABASE_PASSWORD and DATABASE_PASSWORD_FILE are both set: keep one")
         return self
 
     @model_validator(mode="after")
@@ -126,8 +128,7 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _origins_are_origins(self) -> Self:
         for origin in self.allowed_origins:
-            parts = urlsplit(origin)
-            if origin not in ("*", f"{parts.scheme}://{parts.netloc}"):
+            if origin != "*" and not ORIGIN.fullmatch(origin):
                 raise ValueError(f"CORS_ORIGINS={origin!r}: it takes {takes('cors_origins')}")
         if "*" in self.allowed_origins and len(self.allowed_origins) > 1:
             raise ValueError("CORS_ORIGINS: * allows every origin already; keep it alone or list origins")
@@ -143,9 +144,11 @@ class Settings(BaseModel):
         """The entries of CORS_ORIGINS."""
         return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
 
-    @property
-    def conninfo(self) -> str:
-        """The configured server as a libpq connection string, password included; empty when embedded."""
+    def server(self) -> str:
+        """Return the configured server as a libpq connection string, password included; empty when embedded.
+
+        Raises SettingsError when the file with the password cannot be read.
+        """
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         if self.database_hostname is None:
@@ -155,13 +158,34 @@ class Settings(BaseModel):
             port=self.database_port,
             dbname=self.database_name,
             user=self.database_username,
-            password=self.database_password.get_secret_value() if self.database_password else None,
+            password=self._password(),
         )
+
+    def _password(self) -> str | None:
+        if self.database_password_file is not None:
+            try:
+                return self.database_password_file.read_text(encoding="utf-8").rstrip("\r\n")
+            except (OSError, UnicodeDecodeError) as exc:
+                raise SettingsError(
+                    f"DATABASE_PASSWORD_FILE={self.database_password_file}: it takes {takes('database_password_file')}"
+                ) from exc
+        return self.database_password.get_secret_value() if self.database_password else None
+
+
+def _is_conninfo(text: str) -> bool:
+    """Tell whether libpq would read `text` as it was meant, without an @ or / of the password among the hosts."""
+    try:
+        parts = conninfo_to_dict(text)
+    except ProgrammingError:  # its message would quote the password
+        return False
+    ports = [port for port in str(parts.get("port", "")).split(",") if port]
+    return "@" not in str(parts.get("host", "")) and all(port.isdecimal() and 0 < int(port) < 65536 for port in ports)  # noqa: PLR2004
 
 
 def takes(name: str) -> str:
     """Say what the setting called `name` takes."""
-    return Settings.model_fields[name].description or ""
+    field = Settings.model_fields[name]
+    return f"{field.description}{'; 3600 at the most' if field.annotation is float else ''}"
 
 
 def load(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) -> Settings:
@@ -172,11 +196,13 @@ def load(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) 
     environ = os.environ if environ is None else environ
     found = {**_read(dotenv), **environ}
     try:
-        return Settings.model_validate(
+        settings = Settings.model_validate(
             {name: found[name.upper()] for name in Settings.model_fields if name.upper() in found}
         )
     except ValidationError as exc:
         raise SettingsError("\n".join(_line(error) for error in exc.errors())) from None
+    settings.server()  # a password that cannot be read is a mistake too
+    return settings
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -2,24 +2,33 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import psycopg
 
-from service.database import budget, schema
+from service.database import budget, schema, sessions
 from service.database.budget import Budget, ServerUnfit
 from service.database.pool import Database
 from service.database.schema import SchemaError
+from service.database.sessions import Session
 from service.http.health import Readiness
-from service.settings import Settings
-from service.users import upgrade
+from service.settings import Settings, SettingsError
+from service.users.upgrade import UPGRADE
 
 logger = logging.getLogger(__name__)
 
 RETRY = 0.5  # seconds: a service that waits for its database serves within a second of its arrival
 
 # A refused connection carries no SQLSTATE. These are mistakes that waiting does not mend.
-MISTAKES = ("authentication failed", "does not exist", "pg_hba.conf", "no password supplied", "not permitted to log in")
+MISTAKES = (
+    "authentication failed",
+    "does not exist",
+    "no password supplied",
+    "not permitted to log in",
+    "pg_hba.conf",
+    "invalid",  # an sslmode, say
+)
 
 
 class ServerUnreachable(Exception):
@@ -30,20 +39,37 @@ class ServerRefused(Exception):
     """The server answered that these credentials, or this database, are wrong."""
 
 
-def prepare_server(conninfo: str, settings: Settings, say: Callable[[str], None]) -> Budget:
-    """Check the server and apply the schema. Costs a connection and two round trips when all is well.
+def inspect_server(server: Callable[[], str], settings: Settings) -> tuple[Session, Budget]:
+    """Find out how to talk to the server, and check that it can serve `settings`; change nothing.
 
-    Raises ServerUnreachable when it is worth trying again, and ServerRefused, ServerUnfit or SchemaError
-    when it is not; each says what is wrong in one line.
+    Costs a connection and two round trips. Raises ServerUnreachable when it is worth trying again, and
+    ServerRefused or ServerUnfit when it is not; each says what is wrong in one line.
     """
+    with _inspected(server, settings) as (session, found, _):
+        return session, found
+
+
+def prepare_server(server: Callable[[], str], settings: Settings, say: Callable[[str], None]) -> Session:
+    """Inspect the server and apply the schema: one round trip more when it is in place.
+
+    Raises what `inspect_server` does, and SchemaError.
+    """
+    with _inspected(server, settings) as (session, _, conn):
+        schema.apply(conn, session, UPGRADE, say)
+        return session
+
+
+@contextmanager
+def _inspected(server: Callable[[], str], settings: Settings) -> Iterator[tuple[Session, Budget, psycopg.Connection]]:
     try:
-        with psycopg.connect(conninfo, autocommit=True) as conn:
+        session, conn = sessions.negotiate(server, settings)
+        with conn:
             found = budget.read(conn, settings)
             found.check()
-            schema.apply(conn, conninfo, prepare=upgrade.prepare, say=say)
-            return found
+            yield session, found, conn
     except psycopg.OperationalError as exc:
-        text = " ".join(str(exc).split())  # libpq never puts the password in it
+        where = "DATABASE_URL" if settings.database_url else "the database"
+        text = f"{where}: {' '.join(str(exc).split())}"  # libpq never puts the password in it
         if any(mistake in text for mistake in MISTAKES):
             raise ServerRefused(text) from exc
         raise ServerUnreachable(text) from exc
@@ -52,9 +78,9 @@ def prepare_server(conninfo: str, settings: Settings, say: Callable[[str], None]
 class Startup:
     """Brings one worker into service: at once, or when its database arrives."""
 
-    def __init__(self, conninfo: str, settings: Settings, database: Database, readiness: Readiness) -> None:
+    def __init__(self, server: Callable[[], str], settings: Settings, database: Database, readiness: Readiness) -> None:
         """Open `database` and clear `readiness` when the server is prepared."""
-        self._conninfo = conninfo
+        self._server = server
         self._settings = settings
         self._database = database
         self._readiness = readiness
@@ -76,13 +102,13 @@ class Startup:
 
     def _try(self) -> bool:
         try:
-            prepare_server(self._conninfo, self._settings, logger.info)
+            session = prepare_server(self._server, self._settings, logger.info)
         except SchemaError as exc:
             self._tell("schema", exc)
-        except (ServerUnreachable, ServerRefused, ServerUnfit) as exc:
+        except (ServerUnreachable, ServerRefused, ServerUnfit, SettingsError) as exc:
             self._tell("database", exc)
         else:
-            self._database.open(self._conninfo)
+            self._database.open(session)
             self._readiness.failed = None
             return True
         return False

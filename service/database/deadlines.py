@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 
 from psycopg import Connection, OperationalError
@@ -24,6 +24,15 @@ TICK = 0.1  # seconds between two looks: how late a deadline may be
 
 # The monotonic time at which the current request must be answered; 0 outside a request.
 DEADLINE: ContextVar[float] = ContextVar("DEADLINE", default=0.0)
+
+# What the current request is, for the report of a leak.
+HOLDER: ContextVar[str] = ContextVar("HOLDER", default="")
+
+
+def time_left(seconds: float) -> float:
+    """Return how long a wait of `seconds` may take: no longer than the current request has."""
+    deadline = DEADLINE.get()
+    return min(seconds, max(0.0, deadline - time.monotonic())) if deadline else seconds
 
 
 class DeadlineExceeded(Exception):
@@ -38,6 +47,7 @@ class Loan:
     thread: int
     since: float
     deadline: float
+    context: Context  # of the request: what is logged within it carries the request's id
     reported: bool = False
     cut: bool = False
 
@@ -47,6 +57,7 @@ class Watchdog:
 
     def __init__(self, *, leak_threshold: float) -> None:
         """Report a loan after `leak_threshold` seconds; each loan's deadline is its request's own."""
+        self.leaks = 0
         self._leak_threshold = leak_threshold
         self._loans: set[Loan] = set()
         self._lock = threading.Lock()
@@ -63,7 +74,7 @@ class Watchdog:
     @contextmanager
     def watch(self, connection: Connection) -> Iterator[None]:
         """Watch `connection` while the block runs. Raises DeadlineExceeded when it had to be cut."""
-        loan = Loan(connection, threading.get_ident(), time.monotonic(), DEADLINE.get())
+        loan = Loan(connection, threading.get_ident(), time.monotonic(), DEADLINE.get(), copy_context())
         with self._lock:
             self._loans.add(loan)
         try:
@@ -80,13 +91,15 @@ class Watchdog:
         while not self._stopped.wait(TICK):
             now = time.monotonic()
             with self._lock:
+                leaks = [loan for loan in self._loans if not loan.reported and now - loan.since > self._leak_threshold]
                 for loan in self._loans:
                     if loan.deadline and now > loan.deadline and not loan.cut:
                         loan.cut = True
                         _shut_down(loan.connection)
-                    if now - loan.since > self._leak_threshold and not loan.reported:
-                        loan.reported = True
-                        _report(loan, now)
+            for loan in leaks:  # without the lock: a log that blocks must not keep anybody from a connection
+                loan.reported = True
+                self.leaks += 1
+                loan.context.run(_report, loan, now)
 
 
 def _shut_down(connection: Connection) -> None:
@@ -99,4 +112,4 @@ def _shut_down(connection: Connection) -> None:
 def _report(loan: Loan, now: float) -> None:
     frame = sys._current_frames().get(loan.thread)  # noqa: SLF001 - documented for exactly this
     stack = "".join(traceback.format_stack(frame)) if frame else "the thread has ended\n"
-    logger.warning("connection held for %.1f s by thread %d:\n%s", now - loan.since, loan.thread, stack)
+    logger.warning("connection held for %.1f s by %s:\n%s", now - loan.since, HOLDER.get() or "nobody known", stack)

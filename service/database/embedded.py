@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -41,8 +42,8 @@ class EmbeddedError(Exception):
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[str]:
-    """Keep PostgreSQL running over `folder` while the block runs; yields its connection string.
+def running(folder: Path) -> Iterator[Callable[[], str]]:
+    """Keep PostgreSQL running over `folder` while the block runs; yields what returns its connection string.
 
     Starting takes 0.7 s the first time and 0.1 s after that, joining a running server 10 ms.
     The last process to leave stops the server. Raises EmbeddedError.
@@ -58,7 +59,7 @@ def running(folder: Path) -> Iterator[str]:
         try:
             with server.alone():
                 server.ensure_running()
-            yield server.conninfo(NAME)
+            yield partial(server.conninfo, NAME)
         finally:
             with server.alone():
                 try:
@@ -90,37 +91,51 @@ class Server:
     def ensure_running(self) -> None:
         """Start the server unless it runs already, making its data on the first start."""
         with (self.folder / "server.lock").open("w") as lock:
-            if not _free(lock):
-                self._wait(self._answers, "does not answer")
-                return
-            if not self.data.exists():
-                self._make_data()
-            elif (version := (self.data / "PG_VERSION").read_text().strip()) != VERSION:
-                raise EmbeddedError(
-                    f"{self.data} was written by PostgreSQL {version} and {VERSION} is installed:"
-                    " move the data with pg_dump, or delete the folder to begin afresh"
-                )
-            # A killed server leaves its pid behind, and after a reboot that can be another program's.
-            (self.data / "postmaster.pid").unlink(missing_ok=True)
-            self._start(lock.fileno())
+            self._wait(lambda: self._answers() or _free(lock), "does not answer")
+            if not self._answers():
+                if not self.data.exists():
+                    self._make_data(lock.fileno())
+                self._check_data()
+                # A killed server leaves its pid behind, and after a reboot that can be another program's.
+                (self.data / "postmaster.pid").unlink(missing_ok=True)
+                self._start(lock.fileno())
+            self._make_database()
 
     def stop(self) -> None:
-        """Stop the server and wait until it is down."""
-        try:
-            pid, socket_folder = self._postmaster()
-        except FileNotFoundError:
-            return  # it never started
-        with (self.folder / "server.lock").open("w") as lock, suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGINT)  # "fast": ends open sessions, leaves nothing to recover
+        """Stop the server, if it runs, and wait until it is down."""
+        with (self.folder / "server.lock").open("w") as lock:
+            if _free(lock):
+                return  # it never started, and the pid in its file may be anybody's
+            self._wait(lambda: self._postmaster() or _free(lock), "does not say its pid")
+            pid, socket_folder = self._postmaster() or (0, None)
+            with suppress(ProcessLookupError):
+                if pid:
+                    os.kill(pid, signal.SIGINT)  # "fast": ends open sessions, leaves nothing to recover
             self._wait(lambda: _free(lock), "does not stop")
-        if socket_folder != self.data:
-            shutil.rmtree(socket_folder, ignore_errors=True)
+        if socket_folder and socket_folder != self.data:
+            with suppress(OSError):
+                socket_folder.rmdir()  # made in _start, and empty by now
+
+    def _check_data(self) -> None:
+        owner = self.data.stat().st_uid
+        if os.geteuid() not in (0, owner):
+            raise EmbeddedError(f"{self.data} belongs to the user {_name(owner)}: run as that user, or delete it")
+        try:
+            version = (self.data / "PG_VERSION").read_text().strip()
+        except OSError as exc:
+            raise EmbeddedError(f"{self.data} holds no data of PostgreSQL: {exc.strerror}") from exc
+        if version != VERSION:
+            raise EmbeddedError(
+                f"{self.data} was written by PostgreSQL {version} and {VERSION} is installed:"
+                " move the data with pg_dump, or delete the folder to begin afresh"
+            )
 
     def conninfo(self, user: str, dbname: str = NAME) -> str:
         """Return a connection string to the running server."""
-        return make_conninfo(host=str(self._postmaster()[1]), user=user, dbname=dbname)
+        _, socket_folder = self._postmaster() or (0, None)
+        return make_conninfo(host=str(socket_folder or self.data), user=user, dbname=dbname)
 
-    def _make_data(self) -> None:
+    def _make_data(self, lock: int) -> None:
         new = self.folder / "data.new"  # renamed when whole: an interrupted first start is begun afresh
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)
@@ -130,7 +145,7 @@ class Server:
         done = subprocess.run(  # noqa: S603 - the wheel's own program
             [*command(programs() / "initdb", new), "--username=postgres", "--auth=trust", "--encoding=UTF8",
              "--locale-provider=builtin", "--locale=C.UTF-8", "--no-instructions", "--pgdata", str(new)],
-            capture_output=True, text=True, check=False,
+            capture_output=True, text=True, check=False, pass_fds=[lock],  # whoever comes next waits for its end
         )  # fmt: skip
         if done.returncode:
             raise EmbeddedError(f"initdb failed: {' '.join(done.stderr.split())}")
@@ -152,7 +167,6 @@ class Server:
         self._wait(lambda: self._answers() or process.poll() is not None, "does not start")
         if process.poll() is not None:
             raise EmbeddedError(f"the embedded PostgreSQL stopped at its start: {self._last_words()}")
-        self._make_database()
 
     def _make_database(self) -> None:
         # The service is no superuser: what it may do here, it may do on any server.
@@ -165,15 +179,20 @@ class Server:
     def _answers(self) -> bool:
         try:
             psycopg.connect(self.conninfo("postgres", "postgres"), connect_timeout=2).close()
-        except (psycopg.OperationalError, OSError, ValueError, IndexError):  # not yet: no pid file, or half of it
+        except psycopg.OperationalError:
             return False
         return True
 
-    def _postmaster(self) -> tuple[int, Path]:
-        lines = (self.data / "postmaster.pid").read_text().splitlines()
-        return int(lines[0]), Path(lines[4])
+    def _postmaster(self) -> tuple[int, Path | None] | None:
+        """Return the server's pid and the folder of its socket; it writes down one after the other."""
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+        except OSError:
+            return None
+        folder = lines[4] if len(lines) > 4 else ""  # noqa: PLR2004 - the fifth line, says PostgreSQL's miscadmin.h
+        return (int(lines[0]), Path(folder) if folder else None) if lines else None
 
-    def _wait(self, condition: Callable[[], bool], complaint: str) -> None:
+    def _wait(self, condition: Callable[[], object], complaint: str) -> None:
         end = time.monotonic() + PATIENCE
         while not condition():
             if time.monotonic() > end:
@@ -194,8 +213,6 @@ def command(program: Path, data: Path) -> list[str]:
     path = str(program)
     owner = data.stat()
     if os.geteuid() != 0:
-        if owner.st_uid != os.geteuid():
-            raise EmbeddedError(f"{data} belongs to the user {_name(owner.st_uid)}: run as that user, or delete it")
         return [path]
     if shutil.which("setpriv") is None:
         raise EmbeddedError("PostgreSQL does not run as root: use an ordinary user, or install util-linux (setpriv)")

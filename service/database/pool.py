@@ -12,54 +12,37 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 from psycopg import Connection, OperationalError, errors
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
-from service.database.deadlines import DeadlineExceeded, Watchdog
-from service.settings import Settings
+from service.database.deadlines import DeadlineExceeded, Watchdog, time_left
+from service.database.sessions import Session
 
-# A request that finds PostgreSQL away waits this long, in seconds, for it to come back. Long enough to
-# ride over a fast restart, short enough that an outage does not fill the queue with waiting threads.
+# Seconds that requests wait when PostgreSQL has just gone, to ride over a fast restart. Counted from the first
+# failure to connect: in an outage that lasts longer, a request is refused after the second number.
 OUTAGE_PATIENCE = 1.0
+LEAST_PATIENCE = 0.05
 
-# psycopg_pool doubles its delay between attempts to connect, without a limit but this one: after so many
-# seconds it gives up, and the next request starts afresh. At the default of 300 s, a pool came back 46 s
-# late from an outage of 70 s; at 3 s, 0.35 s late.
-RECONNECT_TIMEOUT = 3.0
+# psycopg_pool doubles its delay between attempts to connect until, after so many seconds, it gives up; the next
+# request then starts afresh. At its default of 300 s a pool came back 46 s late from an outage of 70 s; at 3 s,
+# up to 1.1 s late under load; at 0.5 s, 0.07 s.
+RECONNECT_TIMEOUT = 0.5
+
+
+# The server's last words in a session.
+GOODBYES = (errors.AdminShutdown, errors.CrashShutdown, errors.CannotConnectNow, errors.IdleInTransactionSessionTimeout)
 
 
 class DatabaseUnavailable(Exception):
     """No connection can be had, or the one in use broke."""
 
 
+class ConnectionBroke(DatabaseUnavailable):
+    """The connection broke under a statement, which may or may not have been carried out."""
+
+
 class TooManyConnections(DatabaseUnavailable):
     """PostgreSQL is up and refuses another connection: `max_connections`, or a limit of the role or database."""
-
-
-def session(server: str, settings: Settings) -> str:
-    """Return the connection string of a session on `server`, with timeouts and the signs of life that it needs.
-
-    What the server's own string says, in DATABASE_URL, comes before the defaults here.
-    """
-    milliseconds = {
-        "statement_timeout": settings.statement_timeout,
-        "lock_timeout": settings.lock_timeout,
-        "idle_in_transaction_session_timeout": settings.idle_in_transaction_timeout,
-    }
-    options = [f"-c {name}={round(seconds * 1000)}" for name, seconds in milliseconds.items()]
-    defaults: dict[str, str | int | None] = {
-        "application_name": "users-service",
-        "connect_timeout": round(settings.connect_timeout),
-        # A peer that went away without a word: the first ends a send, the others a wait, after 8 s at the most.
-        "tcp_user_timeout": 6000,
-        "keepalives_idle": 5,
-        "keepalives_interval": 1,
-        "keepalives_count": 3,
-    }
-    given = conninfo_to_dict(server)
-    options += ["-c timezone=UTC", str(given.pop("options", ""))]
-    return make_conninfo(**{**defaults, **given, "client_encoding": "UTF8", "options": " ".join(options).strip()})  # type: ignore[arg-type]
 
 
 class PooledConnection(Connection[TupleRow]):
@@ -67,8 +50,9 @@ class PooledConnection(Connection[TupleRow]):
 
     opened_at = 0.0  # on the monotonic clock
 
-    # Why the newest attempt to connect failed; the pool itself only logs it.
-    last_failure: OperationalError | None = None
+    # Why the newest attempt to connect failed, and since when they all do; the pool itself only logs it.
+    failure: OperationalError | None = None
+    failing_since = 0.0
 
     @classmethod
     def connect(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401 - passed on to psycopg as they are
@@ -77,9 +61,11 @@ class PooledConnection(Connection[TupleRow]):
         try:
             conn = super().connect(*args, **kwargs)
         except OperationalError as exc:
-            PooledConnection.last_failure = exc
+            if PooledConnection.failure is None:
+                PooledConnection.failing_since = started
+            PooledConnection.failure = exc
             raise
-        PooledConnection.last_failure = None
+        PooledConnection.failure = None
         conn.opened_at = started
         return conn
 
@@ -92,19 +78,20 @@ class Database:
         self._size = size
         self._watchdog = watchdog
         self._drained_at = 0.0
+        self._preamble = ""
         self._pool: ConnectionPool[PooledConnection] | None = None
 
-    def open(self, conninfo: str) -> None:
+    def open(self, session: Session) -> None:
         """Begin to connect, in the background and for as long as it takes."""
+        self._preamble = session.preamble
         self._pool = ConnectionPool(
-            conninfo,
+            session.conninfo,
             connection_class=PooledConnection,
-            kwargs={"autocommit": True},  # a single statement is one round trip, not three
+            kwargs=session.arguments,
             min_size=self._size,
             max_size=self._size,
             open=True,
             check=self._check,
-            timeout=OUTAGE_PATIENCE,
             reconnect_timeout=RECONNECT_TIMEOUT,
         )
         self._watchdog.start()
@@ -119,60 +106,74 @@ class Database:
     def connection(self) -> Iterator[PooledConnection]:
         """Lend a connection for the length of the block, in autocommit mode: each statement is its own transaction.
 
+        Where two statements belong together, put `with conn.transaction():` around them.
+
         Costs no round trip, and the connection comes back whatever happens. Here the driver's errors become
-        the service's. Raises DatabaseUnavailable when there is none to lend or the one lent breaks, and
-        DeadlineExceeded when a statement, or the request, runs out of time.
+        the service's. Raises DatabaseUnavailable when there is none to lend, ConnectionBroke when the one lent
+        breaks, and DeadlineExceeded when a statement, or the request, runs out of time.
         """
         if self._pool is None:
             raise DatabaseUnavailable("not connected yet")
         try:
-            with self._pool.connection() as conn:
+            with self._pool.connection(timeout=_patience()) as conn:
                 try:
-                    with self._watchdog.watch(conn):
+                    with self._watchdog.watch(conn), self._told(conn):
                         yield conn
                 except (errors.QueryCanceled, errors.LockNotAvailable) as exc:
                     raise DeadlineExceeded("the statement ran past its limit") from exc
                 except errors.ReadOnlySqlTransaction as exc:  # after a failover: this node is a standby now
-                    self._drain()
+                    self._drain(conn)
                     raise DatabaseUnavailable("the server became read-only") from exc
+                except OperationalError as exc:
+                    if conn.closed or isinstance(exc, GOODBYES):
+                        self._drain(conn)
+                        raise ConnectionBroke("the connection broke") from exc
+                    raise DatabaseUnavailable("the server could not carry it out") from exc  # its disk is full, say
         except (PoolTimeout, PoolClosed) as exc:
-            raise self._reason() from exc
-        except OperationalError as exc:
-            raise DatabaseUnavailable("the connection broke") from exc
+            raise _reason() from exc
 
     @contextmanager
-    def transaction(self) -> Iterator[PooledConnection]:
-        """Lend a connection with a transaction around the block, for two statements that belong together."""
-        with self.connection() as conn, conn.transaction():
-            yield conn
+    def _told(self, conn: PooledConnection) -> Iterator[None]:
+        if not self._preamble:
+            yield  # the session itself knows its timeouts: no transaction, one round trip a statement
+            return
+        with conn.transaction():
+            conn.execute(self._preamble.encode())
+            yield
 
     def _check(self, conn: PooledConnection) -> None:
-        """Refuse a connection that died while it was idle. Costs 1 µs and no round trip for one that lives.
-
-        An idle connection has nothing to say, unless the server said goodbye. The first corpse drains the
-        pool, because a server that ended one session has mostly ended them all, and each would otherwise
-        be found by a request of its own.
-        """
+        """Refuse a connection that died while it was idle. Costs 1 µs and no round trip for one that lives."""
         poll = select.poll()
         poll.register(conn.fileno(), select.POLLIN)
         if not poll.poll(0):
-            return
+            return  # an idle connection has nothing to say, unless the server said goodbye
         try:
             with self._watchdog.watch(conn):
                 conn.execute("SELECT 1")  # a notice is no harm; the end of the stream raises
         except OperationalError:
-            if conn.opened_at > self._drained_at:
-                self._drain()
+            self._drain(conn)
             raise
 
-    def _drain(self) -> None:
-        self._drained_at = time.monotonic()
-        if self._pool:
+    def _drain(self, corpse: PooledConnection) -> None:
+        """Replace every connection as old as `corpse`, once.
+
+        A server that ended one session has mostly ended them all, and each would otherwise be found by a
+        request of its own.
+        """
+        if self._pool and corpse.opened_at > self._drained_at:
+            self._drained_at = time.monotonic()
             self._pool.drain()
 
-    def _reason(self) -> DatabaseUnavailable:
-        failure = str(PooledConnection.last_failure or "")
-        # A failed connect carries no SQLSTATE: 53300 is known by its words.
-        if "too many connections" in failure or "too many clients" in failure or "connection slots" in failure:
-            return TooManyConnections("the server has no connection slot free")
-        return DatabaseUnavailable("the server cannot be reached")
+
+def _patience() -> float:
+    if PooledConnection.failure is None:
+        return time_left(OUTAGE_PATIENCE)
+    return time_left(max(LEAST_PATIENCE, OUTAGE_PATIENCE - (time.monotonic() - PooledConnection.failing_since)))
+
+
+def _reason() -> DatabaseUnavailable:
+    failure = str(PooledConnection.failure or "")
+    # A failed connect carries no SQLSTATE: 53300 is known by its words.
+    if "too many connections" in failure or "too many clients" in failure or "connection slots" in failure:
+        return TooManyConnections("the server has no connection slot free")
+    return DatabaseUnavailable("the server cannot be reached")

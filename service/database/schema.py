@@ -6,15 +6,17 @@ snapshot, and deadlock with somebody's `CREATE INDEX CONCURRENTLY`. Which text w
 by its hash: a start that finds its own takes one round trip and no lock.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg import Connection, errors
+
+from service.database.sessions import Session
 
 SCHEMA = Path(__file__).parents[2] / "schema.sql"
 LOCK = 0x736368656D61  # any number will do; this one spells "schema"
@@ -22,64 +24,91 @@ POLL = 0.1  # seconds between two tries for the lock
 ATTEMPTS = 5  # at a busy table
 PAUSE = 2.0  # seconds between two of them: as long as schema.sql's lock_timeout may have kept others waiting
 
+# The number is part of the text: a parameter would make PostgreSQL hold a snapshot between two tries.
+TRY_LOCK = f"SELECT pg_try_advisory_xact_lock({LOCK})"
+
 SELECT_APPLIED = """
-    SELECT EXISTS (SELECT FROM public.schema_applied WHERE sha256 = %(sha256)s)
+    SELECT EXISTS (SELECT FROM public.schema_applied WHERE sha256 = sha256(%(text)s))
 """
 
 CREATE_APPLIED = """
     CREATE TABLE IF NOT EXISTS public.schema_applied (
-        sha256 text        CONSTRAINT schema_applied_pkey PRIMARY KEY,
+        sha256 bytea       CONSTRAINT schema_applied_pkey PRIMARY KEY,
         at     timestamptz NOT NULL DEFAULT now()
     );
     GRANT SELECT ON public.schema_applied TO PUBLIC
 """
 
 INSERT_APPLIED = """
-    INSERT INTO public.schema_applied (sha256) VALUES (%(sha256)s)
+    INSERT INTO public.schema_applied (sha256) VALUES (sha256(%(text)s))
 """
 
-Prepare = Callable[[Connection[Any], Callable[[str], None]], None]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Upgrade:
+    """What a resource does for a table of its own that is older than schema.sql.
+
+    `check(conn)` tells whether the table has today's form, or raises SchemaError when it cannot be brought to
+    it. `prepare(conn, say)` readies its rows, and what it does stays.
+    """
+
+    check: Callable[[Connection[Any]], bool]
+    prepare: Callable[[Connection[Any], Say], None]
 
 
 class SchemaError(Exception):
     """The schema cannot be brought up to date, and nothing was lost; the text says why and what to do."""
 
 
-def apply(conn: Connection[Any], conninfo: str, *, prepare: Prepare, say: Callable[[str], None]) -> None:
-    """Bring the schema up to date over `conn`, which is in autocommit mode, and leads to `conninfo`.
+def apply(conn: Connection[Any], session: Session, upgrade: Upgrade, say: Say) -> None:
+    """Bring the schema up to date over `conn`, which is in autocommit mode, opened for `session`.
 
-    `prepare(conn, say)` readies what is there already. What takes long is told through `say`.
-    Raises SchemaError.
+    What takes long is told through `say`. Raises SchemaError.
     """
     text = SCHEMA.read_bytes()
-    sha256 = hashlib.sha256(text).hexdigest()
-    if _applied(conn, sha256):
+    if _applied(conn, text):
         return
-    with _alone(conninfo), _told_in_one_line(conn):
-        if _applied(conn, sha256):
+    with _alone(session, say), _told_in_one_line(conn):
+        if _applied(conn, text):
             return  # by another process, meanwhile
         conn.execute("SET statement_timeout = 0")  # a large table takes as long as it takes
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(PAUSE)
             try:
-                prepare(conn, say)
-                with conn.transaction():
-                    conn.execute(text)
-                    conn.execute(CREATE_APPLIED)
-                    conn.execute(INSERT_APPLIED, {"sha256": sha256})
+                _apply(conn, text, upgrade, say)
             except (errors.LockNotAvailable, errors.DeadlockDetected):
                 say("the tables are busy, trying again")
-                time.sleep(PAUSE)
             except errors.CheckViolation as exc:  # rows that came after `prepare`
                 say(f"rows that break {exc.diag.constraint_name} keep arriving, trying again")
             else:
-                say("schema.sql is applied")
                 return
         raise SchemaError("the tables are too busy to change: stop the older service, or try at a quieter time")
 
 
-def _applied(conn: Connection[Any], sha256: str) -> bool:
+def _apply(conn: Connection[Any], text: bytes, upgrade: Upgrade, say: Say) -> None:
+    todays_form = upgrade.check(conn)
     try:
-        row = conn.execute(SELECT_APPLIED, {"sha256": sha256}).fetchone()
+        with suppress(errors.CheckViolation), conn.transaction(force_rollback=True):
+            conn.execute(text)  # a rehearsal: what `prepare` does stays, so it must not be in vain
+        upgrade.prepare(conn, say)
+        with conn.transaction():
+            conn.execute(text)
+            conn.execute(CREATE_APPLIED)
+            conn.execute(INSERT_APPLIED, {"text": text})
+    except errors.InsufficientPrivilege:
+        if not todays_form:
+            raise
+        say("schema.sql was applied by another role, it seems, and this one need not do it again")
+    else:
+        say("schema.sql is applied")
+
+
+def _applied(conn: Connection[Any], text: bytes) -> bool:
+    try:
+        row = conn.execute(SELECT_APPLIED, {"text": text}).fetchone()
     except errors.UndefinedTable:
         return False
     return bool(row and row[0])
@@ -96,15 +125,23 @@ def _told_in_one_line(conn: Connection[Any]) -> Iterator[None]:
             f"the role {conn.info.user} may not change the schema: run `make schema` as the owner,"
             f" or GRANT CREATE ON SCHEMA public TO it ({exc.diag.message_primary})"
         ) from exc
-    except (psycopg.ProgrammingError, psycopg.IntegrityError, psycopg.NotSupportedError) as exc:
-        raise SchemaError(f"schema.sql cannot be applied to this database: {exc.diag.message_primary}") from exc
+    except psycopg.OperationalError:
+        raise
+    except psycopg.DatabaseError as exc:
+        raise SchemaError(
+            f"schema.sql cannot be applied to this database, nothing was changed: {exc.diag.message_primary}"
+        ) from exc
 
 
 @contextmanager
-def _alone(conninfo: str) -> Iterator[None]:
+def _alone(session: Session, say: Say) -> Iterator[None]:
     # A transaction of its own holds the lock, so that it works behind a transaction pooler too.
-    with psycopg.connect(conninfo) as conn:
+    with session.connect() as conn, conn.transaction():
         conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-        while not conn.execute("SELECT pg_try_advisory_xact_lock(%s)", (LOCK,)).fetchone()[0]:  # type: ignore[index]
+        told = False
+        while not conn.execute(TRY_LOCK).fetchone()[0]:  # type: ignore[index]
+            if not told:
+                told = True
+                say("waiting for another process to apply schema.sql")
             time.sleep(POLL)
         yield

@@ -15,7 +15,8 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.database.deadlines import DEADLINE
+from service.database.deadlines import DEADLINE, HOLDER, time_left
+from service.database.pool import ConnectionBroke
 from service.http.bodies import read_json
 
 
@@ -57,14 +58,14 @@ class Admission:
         loop = asyncio.get_running_loop()
         turn = loop.create_future()
         self._queue.append(turn)
-        timer = loop.call_later(self._queue_wait, self._expire, turn)
+        timer = loop.call_later(time_left(self._queue_wait), self._expire, turn)
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._give_back()  # the place came together with the cancellation
-            else:
+            if turn.cancelled():
                 self._queue.remove(turn)
+            elif turn.exception() is None:
+                self._give_back()  # the place came together with the cancellation
             raise
         finally:
             timer.cancel()
@@ -75,10 +76,12 @@ class Admission:
             turn.set_exception(Overloaded())
 
     def _give_back(self) -> None:
-        if self._queue:
-            self._queue.popleft().set_result(None)  # straight to the next in line
-        else:
-            self.free += 1
+        for turn in self._queue:  # straight to the next in line, who may have been cancelled just now
+            if not turn.done():
+                self._queue.remove(turn)
+                turn.set_result(None)
+                return
+        self.free += 1
 
 
 def admitted(
@@ -88,6 +91,7 @@ def admitted(
 
     A request whose body `hashes` says will be hashed first waits for a core, so that sign-ups queue among
     themselves and never keep a thread from a read. The answer is due `deadline` seconds after the body came.
+    A read whose connection breaks is tried once more, by the same deadline.
     """
 
     class AdmittedRoute(APIRoute):
@@ -95,14 +99,22 @@ def admitted(
             run_endpoint = super().get_route_handler()
             takes_body = self.body_field is not None
 
+            route = self.path_format
+
             async def admit(request: Request) -> Response:
                 body = await read_json(request) if takes_body else None
                 DEADLINE.set(time.monotonic() + deadline)
-                if not hashes(body):
-                    async with threads.place():
+                HOLDER.set(f"{request.method} {route}")
+                if hashes(body):
+                    async with hashing.place(), threads.place():
                         return await run_endpoint(request)
-                async with hashing.place(), threads.place():
-                    return await run_endpoint(request)
+                async with threads.place():
+                    try:
+                        return await run_endpoint(request)
+                    except ConnectionBroke:
+                        if request.method != "GET":
+                            raise  # a write may have been carried out
+                        return await run_endpoint(request)
 
             return admit
 

@@ -25,10 +25,13 @@ async def read_json(request: Request) -> Any:  # noqa: ANN401 - any JSON
     Raises UnsupportedMediaType, MalformedJson, BodyTooLarge, and RequestValidationError for JSON that no
     number or stack of Python's can hold.
     """
-    if not await request.body():
+    body = await request.body()
+    if not body:
         return None
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMediaType
+    if json.detect_encoding(body) not in {"utf-8", "utf-8-sig"}:
+        raise MalformedJson  # Python would take UTF-16 and UTF-32 too
     try:
         return await request.json()
     except (json.JSONDecodeError, UnicodeDecodeError) as exc:

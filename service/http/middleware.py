@@ -1,7 +1,7 @@
 """What happens to every request, whatever its path: one plain ASGI middleware, outermost.
 
-It names the request, accepts a trailing slash, lets GET answer HEAD, limits the body, logs one line,
-and answers for a bug.
+It names the request, accepts a trailing slash, lets GET answer HEAD, limits the body and logs one line.
+A second one, innermost, answers for a bug.
 """
 
 import logging
@@ -30,10 +30,9 @@ CLIENT_GONE = 499  # nginx's status, for the log only: nobody is there to be ans
 class RequestMiddleware:
     """Wraps the whole application."""
 
-    def __init__(self, app: ASGIApp, *, table: Table, max_body_size: int) -> None:
-        """Answer for a bug from `table`; refuse a body of more than `max_body_size` bytes."""
+    def __init__(self, app: ASGIApp, *, max_body_size: int) -> None:
+        """Refuse a body of more than `max_body_size` bytes."""
         self.app = app
-        self.table = table
         self.max_body_size = max_body_size
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,12 +44,6 @@ class RequestMiddleware:
         REQUEST_ID.set(exchange.request_id)
         try:
             await self.app(_routable(scope), exchange.receive, exchange.send)
-        except ClientDisconnect:
-            pass
-        except Exception as exc:
-            logger.exception("unhandled %s", type(exc).__name__)
-            if not exchange.status:
-                await render(find(self.table, exc))(scope, receive, exchange.send)
         finally:
             logger.info(
                 "%s %s %d %.1f ms",
@@ -59,6 +52,33 @@ class RequestMiddleware:
                 exchange.status or CLIENT_GONE,
                 (time.perf_counter() - exchange.started) * 1000,
             )
+
+
+class BugMiddleware:
+    """Logs an exception that nobody expected and answers for it, inside CORS, so that a web page can read it."""
+
+    def __init__(self, app: ASGIApp, *, table: Table) -> None:
+        """Answer from the row of Exception in `table`."""
+        self.app = app
+        self.table = table
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except ClientDisconnect:
+            pass  # nobody is there to be answered
+        except Exception as exc:
+            logger.exception("unhandled %s", type(exc).__name__)
+            if not started:
+                await render(find(self.table, exc))(scope, receive, send)
 
 
 class _Exchange:
@@ -101,4 +121,6 @@ def _routable(scope: Scope) -> Scope:
     path = scope["path"]
     if len(path) > 1 and path.endswith("/"):
         path = path[:-1]
+    if path.endswith("\n"):
+        path += "\n"  # or Starlette's `$` would forgive it
     return {**scope, "path": path, "method": "GET" if scope["method"] == "HEAD" else scope["method"]}

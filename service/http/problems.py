@@ -46,6 +46,11 @@ CORS_REFUSED = Problem(
     "Add the page's origin to CORS_ORIGINS, and keep to the methods and headers that the API takes.",
 )  # fmt: skip
 
+MALFORMED_REQUEST = Problem(
+    "malformed-request", 400, "The request is not HTTP",
+    "Its first line or a header cannot be parsed, or the method is none that HTTP knows.",
+)  # fmt: skip
+
 PROBLEMS: Table = {
     RequestValidationError: Problem(
         "invalid-request", 422, "The request does not fit",

@@ -14,14 +14,15 @@ LARGEST_ID = 2**63 - 1  # bigint; a larger number would reach PostgreSQL as nume
 LARGEST_CLIENT_ID = 2**31 - 1  # above it ids are generated, so the two never meet
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+SURROGATE = re.compile(r"[\ud800-\udfff]")  # "\ud800" is JSON and no character: UTF-8 cannot hold it
 DIGITS = re.compile(r"[0-9]{1,19}")
 
 # The messages below are fixed texts: an error never repeats the value, which may be a password.
 
 
-def _no_nul(value: str) -> str:
-    if "\0" in value:
-        raise PydanticCustomError("nul", "Input should not contain the NUL character")
+def _text(value: str) -> str:
+    if "\0" in value or SURROGATE.search(value):
+        raise PydanticCustomError("character", "Input should not contain NUL or half a surrogate pair")
     return value
 
 
@@ -36,9 +37,18 @@ def _name(value: str) -> str:
 
 def _email(value: str) -> str:
     try:
-        return validate_email(value, check_deliverability=False).normalized
+        # `test_environment` lets @example.test in: the network is not asked, so that no name needs to exist.
+        return validate_email(value, check_deliverability=False, test_environment=True).normalized
     except EmailNotValidError:
         raise PydanticCustomError("email", "Input should be an email address such as ada@example.com") from None
+
+
+def _email_or_text(value: str) -> str:
+    """Return an email as it would have been stored; an older version may have stored what is none."""
+    try:
+        return _email(value)
+    except PydanticCustomError:
+        return value
 
 
 def _digits(value: object) -> object:
@@ -47,14 +57,24 @@ def _digits(value: object) -> object:
     return value
 
 
-Text = Annotated[str, AfterValidator(_no_nul)]
-Name = Annotated[str, AfterValidator(_name), Field(examples=["Ada"])]
-Email = Annotated[str, StringConstraints(max_length=254), AfterValidator(_email), Field(examples=["ada@example.com"])]
-Password = Annotated[
-    str, StringConstraints(min_length=8, max_length=128), AfterValidator(_no_nul), Field(examples=["correct horse"])
-]
-UserId = Annotated[int, BeforeValidator(_digits), Field(ge=1, le=LARGEST_ID)]
-PageSize = Annotated[int, BeforeValidator(_digits), Field(ge=1, le=1000)]
+# What a regular expression can say of the above, for the documentation.
+NO_NUL = {"pattern": r"^[^\u0000]*$"}
+NAME = {
+    "minLength": 1,
+    "maxLength": 100,
+    "pattern": r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f]+[^\u0000-\u001f\u007f-\u009f]*$",
+}
+
+Text = Annotated[str, AfterValidator(_text), Field(json_schema_extra=NO_NUL)]
+Name = Annotated[Text, AfterValidator(_name), Field(json_schema_extra=NAME, examples=["Ada"])]
+Email = Annotated[
+    str, StringConstraints(max_length=254), AfterValidator(_email),
+    Field(json_schema_extra={"format": "email"}, examples=["ada@example.com"]),
+]  # fmt: skip
+AnyEmail = Annotated[Text, AfterValidator(_email_or_text), Field(examples=["ada@example.com"])]
+Password = Annotated[Text, StringConstraints(min_length=8, max_length=128), Field(examples=["correct horse"])]
+UserId = Annotated[int, Field(ge=1, le=LARGEST_ID), BeforeValidator(_digits)]
+PageSize = Annotated[int, Field(ge=1, le=1000), BeforeValidator(_digits)]
 
 
 class Body(BaseModel):
@@ -105,7 +125,7 @@ class UserChange(Body):
 class Credentials(Body):
     """An email and a password, of any form that an older version may have let in."""
 
-    email: Annotated[Text, Field(examples=["ada@example.com"])]
+    email: AnyEmail
     password: Annotated[Text, Field(examples=["correct horse"])]
 
 
@@ -114,7 +134,7 @@ class Page(Body):
 
     limit: PageSize = 100
     after: UserId | MISSING = Field(default=MISSING, description="The last id of the page before.")
-    email: Text | MISSING = Field(default=MISSING, description="The whole email, in any case.")
+    email: AnyEmail | MISSING = Field(default=MISSING, description="The whole email, in any case.")
 
 
 class User(BaseModel):

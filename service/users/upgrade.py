@@ -1,12 +1,11 @@
 """Readies a table of the older form, with passwords in plain text, for schema.sql."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from psycopg import Connection
 
-from service.database.schema import SchemaError
+from service.database.schema import Say, SchemaError, Upgrade
 from service.users.passwords import cores, hash_password
 
 BATCH = 100  # rows: two seconds of one core, and as long as an interrupted run repeats at most
@@ -53,27 +52,27 @@ UPDATE_HASHED = """
 """
 
 
-def prepare(conn: Connection[Any], say: Callable[[str], None]) -> None:
-    """Ready what is there for schema.sql. Raises SchemaError, with nothing changed, when that cannot be."""
-    columns = conn.execute(SELECT_COLUMNS).fetchone()[0]  # type: ignore[index]
-    if columns == OLDER_FORM:
-        hash_plain_passwords(conn, say)
-    elif columns not in (None, TODAYS_FORM):
+def check(conn: Connection[Any]) -> bool:
+    """Tell whether the table has today's form. Raises SchemaError when it cannot be brought to it."""
+    columns = _columns(conn)
+    if columns not in (None, OLDER_FORM, TODAYS_FORM):
         raise SchemaError(
             f'there is a table public."user" of another kind, with the columns {", ".join(columns)}:'
             " give this service a database of its own"
         )
-
-
-def hash_plain_passwords(conn: Connection[Any], say: Callable[[str], None]) -> None:
-    """Hash every password that is plain text, in batches, each of them final: an interrupted run goes on.
-
-    Costs 19 ms of one core for each row; uses every core. Raises SchemaError, with nothing changed, when
-    two rows have the same email but for its case.
-    """
-    if same := conn.execute(SELECT_SAME_EMAILS).fetchall():
+    if columns == OLDER_FORM and (same := conn.execute(SELECT_SAME_EMAILS).fetchall()):
         groups = "; ".join(", ".join(map(str, ids)) for (ids,) in same)
         raise SchemaError(f"users have the same email but for its case, change or delete all but one: ids {groups}")
+    return bool(columns == TODAYS_FORM)
+
+
+def prepare(conn: Connection[Any], say: Say) -> None:
+    """Hash every password that is plain text, in batches, each of them final: an interrupted run goes on.
+
+    Costs 19 ms of one core for each row; uses every core.
+    """
+    if _columns(conn) != OLDER_FORM:
+        return
     total = conn.execute(COUNT_PLAIN, {"hash": HASH}).fetchone()[0]  # type: ignore[index]
     done, after = 0, -(2**63)
     with ThreadPoolExecutor(cores(workers=1)) as executor:
@@ -82,4 +81,12 @@ def hash_plain_passwords(conn: Connection[Any], say: Callable[[str], None]) -> N
             hashes = list(executor.map(hash_password, plain))
             conn.execute(UPDATE_HASHED, {"ids": list(ids), "plain": list(plain), "hashes": hashes})
             done, after = done + len(rows), ids[-1]
-            say(f"passwords hashed: {done} of {total}")
+            say(f"passwords hashed: {done} of {max(done, total)}")
+
+
+def _columns(conn: Connection[Any]) -> Any:  # noqa: ANN401 - a list of names, or None for no table
+    row = conn.execute(SELECT_COLUMNS).fetchone()
+    return row and row[0]
+
+
+UPGRADE = Upgrade(check, prepare)
