@@ -91,6 +91,18 @@ class Cluster:
         self.process.send_signal(how)
         self.process.wait(60)
 
+    def freeze(self) -> list[int]:
+        """Stop every process of the server in its tracks; return them for `thaw`."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        pids = [self.process.pid, *map(int, children)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        return pids
+
+    def thaw(self, pids: list[int]) -> None:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
     def remove(self) -> None:
         if self.process.poll() is None:
             self.stop(signal.SIGQUIT)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,11 +28,17 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
 class Service:
     """`python -m service serve` (or another command) on a free port, until the `with` block ends."""
 
-    def __init__(self, settings: Mapping[str, str], command: str = "serve", checkout: Path = CHECKOUT) -> None:
-        """Start it; `settings` are environment variables."""
+    def __init__(
+        self,
+        settings: Mapping[str, str],
+        command: str = "serve",
+        checkout: Path = CHECKOUT,
+        argv: Sequence[str] = (),
+    ) -> None:
+        """Start it; `settings` are environment variables, `argv` is a command line in place of the usual one."""
         self._output = tempfile.NamedTemporaryFile("w+", prefix="service-", suffix=".log")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "service", command],
+            argv or [sys.executable, "-m", "service", command],
             cwd=checkout,
             env=environment({"PORT": "0", **settings}),
             stdout=self._output,
@@ -41,8 +47,12 @@ class Service:
         )
 
     def __enter__(self) -> Self:
-        self.client = httpx.Client(base_url=self.url, timeout=30)
-        until(self._ready, f"the service is ready; its output:\n{self.log}")
+        try:
+            self.client = httpx.Client(base_url=self.url, timeout=30)
+            until(self._ready, f"the service is ready; its output:\n{self.log}")
+        except BaseException:
+            self.stop(signal.SIGKILL)
+            raise
         return self
 
     def __exit__(
@@ -61,7 +71,7 @@ class Service:
     @property
     def log(self) -> str:
         """Everything it wrote so far."""
-        return Path(self._output.name).read_text()
+        return self._log if self._output.closed else Path(self._output.name).read_text()
 
     @property
     def url(self) -> str:
@@ -75,4 +85,7 @@ class Service:
         """Send it a signal, unless it has ended, and return its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(how)
-        return self.process.wait(30)
+        status = self.process.wait(30)
+        self._log = self.log
+        self._output.close()
+        return status

@@ -1,0 +1,38 @@
+"""A cluster of its own for each fault, and a service that is told to give up soon."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.postgres import Cluster, TestDatabase, installed
+from tests.process import Service
+
+# The same order as the defaults, and shorter, so that a test of a deadline takes two seconds and not ten.
+SHORT = {
+    "LOCK_TIMEOUT": "0.5",
+    "STATEMENT_TIMEOUT": "1",
+    "LEAK_THRESHOLD": "1.5",
+    "REQUEST_DEADLINE": "2",
+    "QUEUE_WAIT": "1",
+    "CONNECT_TIMEOUT": "1",
+}
+
+
+@pytest.fixture
+def victim() -> Iterator[Cluster]:
+    cluster = Cluster(installed()["18"])
+    cluster.create()
+    cluster.start()
+    yield cluster
+    cluster.remove()
+
+
+@pytest.fixture
+def database(victim: Cluster) -> TestDatabase:
+    return victim.create_database()
+
+
+@pytest.fixture
+def service(database: TestDatabase) -> Iterator[Service]:
+    with Service({**database.environment, **SHORT}) as service:
+        yield service

@@ -1,0 +1,110 @@
+"""A steady load of mixed reads and writes, whose every answer is reconciled with the table afterwards."""
+
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from tests.polling import until
+from tests.postgres import TestDatabase
+
+# A write with such an answer may have been carried out: the connection broke, or was cut, under it.
+UNDECIDED = {"database-unavailable", "deadline-exceeded"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request got, and when."""
+
+    method: str
+    began: float  # on the monotonic clock
+    ended: float
+    status: int  # 0: the connection to the service itself failed
+    code: str
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.began
+
+
+@dataclass
+class Load:
+    """`clients` threads, each creating, reading and changing users of its own, until the `with` block ends."""
+
+    url: str
+    clients: int = 8
+    answers: list[Answer] = field(default_factory=list)
+    created: set[int] = field(default_factory=set)  # acknowledged
+    refused: set[int] = field(default_factory=set)  # an error that says: nothing was done
+    undecided: set[int] = field(default_factory=set)
+
+    def __enter__(self) -> Self:
+        self._stopped = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(self.clients)]
+        for thread in self._threads:
+            thread.start()
+        until(lambda: self.statuses()[200] > self.clients, "the load runs")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join(60)
+            assert not thread.is_alive(), "a request never ended"
+
+    def statuses(self, since: float = 0.0, method: str = "") -> Counter[int]:
+        """Count the answers to requests that began after `since`, by status."""
+        found = [answer for answer in list(self.answers) if answer.began >= since and method in answer.method]
+        return Counter(answer.status for answer in found)
+
+    def first(self, status: int, since: float) -> float:
+        """Return how long after `since` the first answer with `status` came, in seconds."""
+        return (
+            min(answer.ended for answer in list(self.answers) if answer.status == status and answer.ended > since)
+            - since
+        )
+
+    def reconcile(self, database: TestDatabase) -> None:
+        """Compare every answer to a write with the table."""
+        with database.connect() as conn:
+            rows = {row[0] for row in conn.execute('SELECT id FROM public."user"')}
+        assert self.created <= rows, f"acknowledged and lost: {sorted(self.created - rows)[:10]}"
+        assert not self.refused & rows, f"refused and yet there: {sorted(self.refused & rows)[:10]}"
+
+    def _run(self, number: int) -> None:
+        user_id = 10 + number * 1_000_000
+        with httpx.Client(base_url=self.url, timeout=30) as client:
+            while not self._stopped.is_set():
+                user_id += 1
+                self._create(client, user_id)
+                for path in (f"/users/{user_id}", "/users?limit=10", f"/users?after={user_id - 5}&limit=5"):
+                    self._send(client, "GET", path)
+                self._send(client, "PATCH", f"/users/{user_id}", {"lname": f"Changed {user_id}"})
+
+    def _create(self, client: httpx.Client, user_id: int) -> None:
+        user = {"id": user_id, "fname": "Ada", "lname": "Load", "email": f"{user_id}@example.com", "password": "p" * 8}
+        answer = self._send(client, "POST", "/users", user)
+        if answer.status == 201:
+            self.created.add(user_id)
+        elif answer.code in UNDECIDED or not answer.status:
+            self.undecided.add(user_id)
+        else:
+            self.refused.add(user_id)
+
+    def _send(self, client: httpx.Client, method: str, path: str, body: Any = None) -> Answer:
+        began = time.monotonic()
+        try:
+            response = client.request(method, path, json=body)
+        except httpx.TransportError as exc:
+            answer = Answer(method, began, time.monotonic(), 0, type(exc).__name__)
+        else:
+            code = response.json()["code"] if response.status_code >= 400 else ""
+            answer = Answer(method, began, time.monotonic(), response.status_code, code)
+        self.answers.append(answer)
+        return answer

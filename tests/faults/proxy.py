@@ -1,0 +1,79 @@
+"""A wire between the service and PostgreSQL that can be cut, slowed and swallowed."""
+
+import asyncio
+import socket
+import struct
+import threading
+from types import TracebackType
+from typing import Self
+
+
+class Proxy:
+    """Passes bytes on; what it does to the server's replies is set by its attributes, for every connection."""
+
+    def __init__(self, port: int) -> None:
+        """Lead to `port` on this machine."""
+        self._target = port
+        self.latency = 0.0  # seconds before each reply
+        self.swallow = False  # pass nothing on, in either direction, and keep the connections open
+        self.truncate = False  # pass on half of the next reply of each connection and close it
+        self.reset = False  # in place of the next reply, end the connection with RST
+        self.damaged = 0  # how many replies were truncated or replaced by RST
+
+    def __enter__(self) -> Self:
+        self._loop = asyncio.new_event_loop()
+        self._server = self._loop.run_until_complete(asyncio.start_server(self._connect, "127.0.0.1", 0))
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._server.close()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.run_until_complete(asyncio.sleep(0.05))
+        self._loop.close()
+
+    async def _connect(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        try:
+            server, to_server = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            to_client.close()
+            return
+        requests = asyncio.ensure_future(self._pass(client, to_server, reply=False))
+        try:
+            await self._pass(server, to_client, reply=True)
+        finally:
+            requests.cancel()
+            to_server.close()
+            to_client.close()
+
+    async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, reply: bool) -> None:
+        try:
+            while data := await source.read(65536):
+                while self.swallow:  # noqa: ASYNC110 - set by another thread
+                    await asyncio.sleep(0.01)
+                if reply:
+                    await asyncio.sleep(self.latency)
+                    if self.reset:
+                        self.damaged += 1
+                        linger = struct.pack("ii", 1, 0)  # close() then sends RST
+                        target.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                        return
+                    if self.truncate:
+                        self.damaged += 1
+                        target.write(data[: len(data) // 2])
+                        await target.drain()
+                        return
+                target.write(data)
+                await target.drain()
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        if not reply:
+            target.close()
