@@ -30,7 +30,7 @@ serve: .venv/.service ## start the production server, WORKERS processes
 	@exec $(BIN)/python -m service serve
 
 test: .venv/.tests ## run the tests against real PostgreSQL
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: .venv/.tests ## lint, format and types
 	@$(BIN)/ruff check

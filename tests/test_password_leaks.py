@@ -1,5 +1,4 @@
 import json
-from secrets import token_hex
 
 import httpx
 import pytest
@@ -8,7 +7,7 @@ from tests.polling import until
 from tests.process import Service
 from tests.users import create, new_user
 
-CANARY = f"canary-{token_hex(8)}"
+CANARY = "canary-5c1a9e77b2d0f346"
 WRITES = [("POST", "/users"), ("PUT", "/users/1"), ("PATCH", "/users/1"), ("POST", "/users/authenticate")]
 JSON = "application/json"
 
