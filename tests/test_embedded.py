@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -114,3 +115,14 @@ def test_two_first_starts_at_once_make_one_server() -> None:
         ended = at_once([lambda: checkout.run("schema")] * 2)
         assert [each.returncode for each in ended] == [0, 0], ended
         nothing_runs(checkout)
+
+
+def test_a_copy_of_a_checkout_in_use_does_not_use_the_server_of_the_original(checkout: Checkout) -> None:
+    with ORDINARY.checkout() as copy, checkout.start() as original:
+        path = sign_up(original.client)
+        assert copy.run("schema").returncode == 0
+        pid_file = Path(".data", "data", "postmaster.pid")  # says where the original's socket is
+        (copy.folder / pid_file).write_bytes((checkout.folder / pid_file).read_bytes())
+        with copy.start() as service:
+            assert service.client.get(path).status_code == 404
+        assert original.client.get(path).status_code == 200

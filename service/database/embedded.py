@@ -91,8 +91,8 @@ class Server:
     def ensure_running(self) -> None:
         """Start the server unless it runs already, making its data on the first start."""
         with (self.folder / "server.lock").open("w") as lock:
-            self._wait(lambda: self._answers() or _free(lock), "does not answer")
-            if not self._answers():
+            self._wait(lambda: _free(lock) or self._answers(), "does not answer")
+            if _free(lock):  # whatever answers: a copied folder has a pid file that leads to the original's server
                 if not self.data.exists():
                     self._make_data(lock.fileno())
                 self._check_data()
