@@ -1,6 +1,6 @@
 """The real things every test stands on: one PostgreSQL for the run, one database and one service for each module."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
@@ -36,3 +36,21 @@ def service(database: TestDatabase) -> Iterator[Service]:
 def client(service: Service) -> httpx.Client:
     """A client of that service."""
     return service.client
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Tell a figure: it is printed at the end of the run."""
+    return lambda figure: record_property("figure", figure)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    figures = [
+        figure
+        for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+        for _, figure in report.user_properties
+    ]
+    if figures:
+        terminalreporter.section("figures")
+        for figure in sorted(set(figures)):
+            terminalreporter.write_line(str(figure))

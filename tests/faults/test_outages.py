@@ -1,5 +1,6 @@
 import signal
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -16,7 +17,7 @@ def last(seconds: float) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["fast", "immediate"])
 def test_a_restart_under_load_loses_nothing_and_is_over_at_once(
-    how: signal.Signals, service: Service, victim: Cluster, database: TestDatabase
+    how: signal.Signals, service: Service, victim: Cluster, database: TestDatabase, tell: Callable[[str], None]
 ) -> None:
     with Load(service.url) as load:
         victim.stop(how)
@@ -25,7 +26,7 @@ def test_a_restart_under_load_loses_nothing_and_is_over_at_once(
         until(lambda: load.statuses(back, "GET")[200] > 100, "reads are answered again")
     load.reconcile(database)
     first = load.first(200, back)
-    print(f"restart ({how.name}): first 200 after {first:.3f} s; {dict(load.statuses())}")
+    tell(f"restart ({how.name}): first 200 after {first:.3f} s; {dict(load.statuses())}")
     assert set(load.statuses()) <= {200, 201, 404, 503}, "404: of a change to a user whose creation was refused"
     assert set(load.statuses(back + 1, "GET")) == {200}
     assert first < 1
@@ -33,7 +34,7 @@ def test_a_restart_under_load_loses_nothing_and_is_over_at_once(
 
 @pytest.mark.parametrize("outage", [5, 20], ids=lambda seconds: f"{seconds} s")
 def test_an_outage_ends_within_a_second_of_the_return(
-    outage: int, service: Service, victim: Cluster, database: TestDatabase
+    outage: int, service: Service, victim: Cluster, database: TestDatabase, tell: Callable[[str], None]
 ) -> None:
     with Load(service.url) as load:
         victim.stop()
@@ -43,7 +44,7 @@ def test_an_outage_ends_within_a_second_of_the_return(
         until(lambda: load.statuses(back, "GET")[200] > 100, "reads are answered again")
     load.reconcile(database)
     first = load.first(200, back)
-    print(f"outage of {outage} s: first 200 after {first:.3f} s; {dict(load.statuses())}")
+    tell(f"outage of {outage} s: first 200 after {first:.3f} s; {dict(load.statuses())}")
     assert set(load.statuses()) <= {200, 201, 404, 503}
     assert first < 1
 
@@ -56,7 +57,9 @@ def test_a_restart_that_nobody_was_waiting_for_is_noticed_by_nobody(service: Ser
 
 
 @pytest.mark.parametrize("killed", ["one", "all"])
-def test_terminated_backends_cost_no_read(killed: str, service: Service, database: TestDatabase) -> None:
+def test_terminated_backends_cost_no_read(
+    killed: str, service: Service, database: TestDatabase, tell: Callable[[str], None]
+) -> None:
     with Load(service.url) as load, database.as_superuser() as conn:
         for _ in range(10):
             conn.execute(
@@ -66,15 +69,13 @@ def test_terminated_backends_cost_no_read(killed: str, service: Service, databas
             seen = load.statuses()[200]
             until(lambda seen=seen: load.statuses()[200] > seen + 20, "the load goes on")  # type: ignore[misc]
     load.reconcile(database)
-    print(
-        f"backends terminated, {killed} at a time: {dict(load.statuses())}; reads {dict(load.statuses(method='GET'))}"
-    )
+    tell(f"backends terminated, {killed} at a time: {dict(load.statuses())}; reads {dict(load.statuses(method='GET'))}")
     assert load.statuses(method="GET")[503] == 0
     assert set(load.statuses()) <= {200, 201, 404, 503}
 
 
 def test_a_frozen_server_costs_each_request_its_deadline_and_no_more(
-    service: Service, victim: Cluster, database: TestDatabase
+    service: Service, victim: Cluster, database: TestDatabase, tell: Callable[[str], None]
 ) -> None:
     with Load(service.url) as load:
         frozen = victim.freeze()
@@ -86,6 +87,6 @@ def test_a_frozen_server_costs_each_request_its_deadline_and_no_more(
         until(lambda: load.statuses(back + 2, "GET")[200] > 50, "reads are answered again")
     load.reconcile(database)
     longest = max(answer.seconds for answer in load.answers)
-    print(f"frozen server: longest answer {longest:.2f} s with a deadline of 2 s; {dict(load.statuses())}")
+    tell(f"frozen server: longest answer {longest:.2f} s with a deadline of 2 s; {dict(load.statuses())}")
     assert longest < 2 + 1 + 0.5, "the deadline, the queue before it, and half a second"
     assert set(load.statuses(back + 2, "GET")) == {200}

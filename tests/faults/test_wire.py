@@ -1,5 +1,5 @@
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -23,14 +23,14 @@ def service(database: TestDatabase, proxy: Proxy) -> Iterator[Service]:
         yield service
 
 
-def told(fault: str, load: Load) -> None:
+def summary(fault: str, load: Load) -> str:
     longest = max(answer.seconds for answer in load.answers)
-    print(f"{fault}: {dict(load.statuses())}; reads {dict(load.statuses(method='GET'))}; longest {longest:.2f} s")
+    return f"{fault}: {dict(load.statuses())}; reads {dict(load.statuses(method='GET'))}; longest {longest:.2f} s"
 
 
 @pytest.mark.parametrize("fault", ["reset", "truncate"])
 def test_a_connection_that_breaks_in_mid_reply_is_replaced_and_reads_are_tried_again(
-    fault: str, service: Service, proxy: Proxy, database: TestDatabase
+    fault: str, service: Service, proxy: Proxy, database: TestDatabase, tell: Callable[[str], None]
 ) -> None:
     with Load(service.url) as load:
         for _ in range(20):
@@ -40,12 +40,12 @@ def test_a_connection_that_breaks_in_mid_reply_is_replaced_and_reads_are_tried_a
             setattr(proxy, fault, False)
             until(lambda seen=seen: load.statuses()[200] > seen + 10, "the load goes on")  # type: ignore[misc]
     load.reconcile(database)
-    told(fault, load)
+    tell(summary(fault, load))
     assert set(load.statuses()) <= {200, 201, 404, 409, 503}
 
 
 def test_a_black_hole_costs_each_request_its_deadline_and_no_more(
-    service: Service, proxy: Proxy, database: TestDatabase
+    service: Service, proxy: Proxy, database: TestDatabase, tell: Callable[[str], None]
 ) -> None:
     with Load(service.url) as load:
         proxy.swallow = True
@@ -56,15 +56,17 @@ def test_a_black_hole_costs_each_request_its_deadline_and_no_more(
         back = time.monotonic()
         until(lambda: load.statuses(back + 2, "GET")[200] > 50, "reads are answered again")
     load.reconcile(database)
-    told("black hole", load)
+    tell(summary("black hole", load))
     assert max(answer.seconds for answer in load.answers) < 2 + 1 + 0.5, "deadline, queue before it, half a second"
     assert set(load.statuses(back + 2, "GET")) == {200}
 
 
-def test_latency_slows_requests_and_fails_none(service: Service, proxy: Proxy, database: TestDatabase) -> None:
+def test_latency_slows_requests_and_fails_none(
+    service: Service, proxy: Proxy, database: TestDatabase, tell: Callable[[str], None]
+) -> None:
     proxy.latency = 0.05
     with Load(service.url) as load:
         until(lambda: load.statuses(method="GET")[200] > 200, "the load goes on")
     load.reconcile(database)
-    told("50 ms of latency", load)
+    tell(summary("50 ms of latency", load))
     assert set(load.statuses()) == {200, 201}
