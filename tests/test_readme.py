@@ -65,3 +65,10 @@ def test_every_file_that_the_readme_links_to_exists() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert links
     assert [link for link in links if not (CHECKOUT / link).exists()] == []
+
+
+def test_every_test_that_the_readme_names_exists() -> None:
+    named = re.findall(r"`(test_\w+)`", README)
+    files = [path.read_text() for path in (CHECKOUT / "tests").rglob("test_*.py")]
+    assert len(named) > 10
+    assert [name for name in named if not any(f"def {name}(" in text for text in files)] == []
