@@ -32,6 +32,10 @@ BEGIN
             ALTER COLUMN lname TYPE text,
             ALTER COLUMN email TYPE text,
             ALTER COLUMN password TYPE text,
+            ALTER COLUMN fname SET NOT NULL,
+            ALTER COLUMN lname SET NOT NULL,
+            ALTER COLUMN email SET NOT NULL,
+            ALTER COLUMN password SET NOT NULL,
             ADD COLUMN created_at timestamptz NOT NULL DEFAULT now(),
             ADD COLUMN updated_at timestamptz NOT NULL DEFAULT now();
         ALTER TABLE public."user" RENAME COLUMN password TO password_hash;

@@ -1,6 +1,8 @@
 """The command line: run, serve, check, schema."""
 
 import argparse
+import math
+import os
 import signal
 import socket
 import sys
@@ -35,6 +37,8 @@ def main() -> None:
     )
     command = commands[parser.parse_args().command]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that `with` blocks end, and PostgreSQL with them
+    # The terminal was closed: as SIGTERM. With several workers uvicorn takes it for "replace them one by one".
+    signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         command(environment.load())
     except (SettingsError, EmbeddedError, ServerRefused, ServerUnfit, SchemaError, ServerUnreachable) as exc:
@@ -88,7 +92,7 @@ def _start(settings: Settings, *, reload: bool) -> None:
             workers=settings.workers,
             reload=reload,
             reload_dirs=[str(Path(__file__).parent)] if reload else None,
-            timeout_graceful_shutdown=round(settings.graceful_shutdown_timeout),
+            timeout_graceful_shutdown=math.ceil(settings.graceful_shutdown_timeout),
             log_config=None,  # service/logs.py
             http="service.http.protocol:Protocol",
             access_log=False,  # service/http/middleware.py writes it, with the request's id

@@ -97,7 +97,7 @@ def _drain_at_the_end(readiness: Readiness) -> None:
     finish = signal.getsignal(signal.SIGTERM)
 
     def drain(number: int, frame: FrameType | None) -> None:
-        readiness.failed = "draining"
+        readiness.fails("draining")
         if callable(finish):
             finish(number, frame)
 

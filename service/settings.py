@@ -179,7 +179,8 @@ def _is_conninfo(text: str) -> bool:
     except ProgrammingError:  # its message would quote the password
         return False
     ports = [port for port in str(parts.get("port", "")).split(",") if port]
-    return "@" not in str(parts.get("host", "")) and all(port.isdecimal() and 0 < int(port) < 65536 for port in ports)  # noqa: PLR2004
+    misread = f"{parts.get('host', '')}{parts.get('dbname', '')}"
+    return "@" not in misread and all(port.isdecimal() and 0 < int(port) < 65536 for port in ports)  # noqa: PLR2004
 
 
 def takes(name: str) -> str:

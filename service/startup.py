@@ -50,7 +50,7 @@ def inspect_server(server: Callable[[], str], settings: Settings) -> tuple[Sessi
 
 
 def prepare_server(server: Callable[[], str], settings: Settings, say: Callable[[str], None]) -> Session:
-    """Inspect the server and apply the schema: one round trip more when it is in place.
+    """Inspect the server and apply the schema: two round trips more when it is in place.
 
     Raises what `inspect_server` does, and SchemaError.
     """
@@ -67,10 +67,10 @@ def _inspected(server: Callable[[], str], settings: Settings) -> Iterator[tuple[
             found = budget.read(conn, settings)
             found.check()
             yield session, found, conn
-    except psycopg.OperationalError as exc:
+    except psycopg.Error as exc:
         where = "DATABASE_URL" if settings.database_url else "the database"
         text = f"{where}: {' '.join(str(exc).split())}"  # libpq never puts the password in it
-        if any(mistake in text for mistake in MISTAKES):
+        if not isinstance(exc, psycopg.OperationalError) or any(mistake in text for mistake in MISTAKES):
             raise ServerRefused(text) from exc
         raise ServerUnreachable(text) from exc
 
@@ -109,12 +109,12 @@ class Startup:
             self._tell("database", exc)
         else:
             self._database.open(session)
-            self._readiness.failed = None
+            self._readiness.passed()
             return True
         return False
 
     def _tell(self, failed: str, exc: Exception) -> None:
-        self._readiness.failed = failed
+        self._readiness.fails(failed)
         if str(exc) != self._told:  # once, not twice a second
             self._told = str(exc)
             logger.error("not ready: %s", exc)

@@ -32,7 +32,7 @@ class Checkout:
         return subprocess.run(
             [*self.run_as, *PYTHON, command],
             cwd=self.folder,
-            env=environment({"PORT": "0", **self.settings, **(settings or {})}),
+            env=environment({"PORT": "0", **self.settings, **(settings or {})}, self.folder),
             capture_output=True,
             text=True,
             check=False,

@@ -19,10 +19,12 @@ from tests.polling import until
 CHECKOUT = Path(__file__).parents[1]
 
 
-def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return the machine's environment with these settings and no other."""
+def environment(settings: Mapping[str, str], checkout: Path = CHECKOUT) -> dict[str, str]:
+    """Return the machine's environment with these settings and no other, not even those of a developer's .env."""
     ours = {name.upper() for name in Settings.model_fields}
-    return {name: value for name, value in os.environ.items() if name not in ours} | dict(settings)
+    theirs = {name: value for name, value in os.environ.items() if name not in ours}
+    blank = dict.fromkeys(ours, "") if checkout == CHECKOUT else {}  # a blank one is as good as unset
+    return theirs | blank | dict(settings)
 
 
 class Service:
@@ -40,7 +42,7 @@ class Service:
         self.process = subprocess.Popen(
             argv or [sys.executable, "-m", "service", command],
             cwd=checkout,
-            env=environment({"PORT": "0", **settings}),
+            env=environment({"PORT": "0", **settings}, checkout),
             stdout=self._output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

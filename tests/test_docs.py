@@ -20,7 +20,7 @@ OPERATIONS = {
     ("/users/authenticate", "post"): "authenticateUser",
 }
 ALWAYS = {"422", "500", "503", "504"}
-WITH_BODY = ALWAYS | {"400", "413", "415"}
+WITH_BODY = ALWAYS | {"400", "408", "413", "415"}
 ERRORS = {
     "readyz": {"503"},
     "listUsers": ALWAYS,

@@ -127,3 +127,15 @@ def test_a_copy_of_a_checkout_in_use_does_not_use_the_server_of_the_original(che
         with copy.start() as service:
             assert service.client.get(path).status_code == 404
         assert original.client.get(path).status_code == 200
+
+
+def test_a_service_whose_data_were_removed_leaves_its_successor_alone() -> None:
+    with ORDINARY.checkout() as own:
+        first = own.start()
+        with first:
+            (own.folder / ".data").rename(own.folder / ".removed")
+            with own.start() as second:
+                path = sign_up(second.client)
+                assert first.stop() == 0
+                assert "Traceback" not in first.log
+                assert second.client.get(path).status_code == 200

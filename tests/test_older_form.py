@@ -145,3 +145,34 @@ def test_emails_that_differ_by_case_stop_the_upgrade_and_nothing_is_changed(any_
     assert done.stderr.endswith("ids 1, 3; 2, 5\n")
     assert len(done.stderr.splitlines()) == 1
     assert everything(database) == before
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "ADD UNIQUE (email)",
+        "ALTER password TYPE varchar(64)",
+        "ALTER email DROP NOT NULL, ALTER password DROP NOT NULL",
+    ],
+)
+def test_a_variant_of_the_older_form_becomes_todays_form_too(cluster: Cluster, variant: str) -> None:
+    database = cluster.create_database()
+    create_older_table(database, [("ada@example.com", "correct horse")])
+    with database.connect() as conn:
+        conn.execute(f'ALTER TABLE "user" {variant}')
+    prepare(database)
+    user = {"fname": "A", "lname": "B", "email": "ada@example.com", "password": "correct horse"}
+    with Service(database.environment) as service:
+        assert service.client.post("/users", json=user).json()["code"] == "email-taken"
+        assert (
+            service.client.post(
+                "/users/authenticate", json={"email": "ada@example.com", "password": "correct horse"}
+            ).status_code
+            == 200
+        )
+    with database.connect() as conn:
+        nullable = conn.execute(
+            "SELECT attname FROM pg_attribute"
+            " WHERE attrelid = 'public.\"user\"'::regclass AND attnum > 0 AND NOT attnotnull"
+        ).fetchall()
+    assert nullable == []

@@ -246,3 +246,21 @@ def test_the_database_itself_refuses_emails_that_differ_by_case_and_passwords_in
         assert taken.value.diag.constraint_name == "user_email_lower_key"
         with pytest.raises(errors.CheckViolation):
             conn.execute("UPDATE \"user\" SET password_hash = 'correct horse'")
+
+
+def test_a_table_that_was_dropped_is_made_again(cluster: Cluster) -> None:
+    database = cluster.create_database()
+    prepare(database)
+    with database.connect() as conn:
+        conn.execute('DROP TABLE "user"')
+    assert prepare(database) == ["schema.sql is applied"]
+    assert prepare(database) == []
+
+
+def test_a_stray_sequence_does_not_give_out_ids_that_clients_may_choose(cluster: Cluster) -> None:
+    database = cluster.create_database()
+    with database.connect() as conn:
+        conn.execute("CREATE SEQUENCE user_id_seq")
+    user = {"fname": "A", "lname": "B", "email": "ada@example.com", "password": "correct horse"}
+    with Service(database.environment) as service:
+        assert service.client.post("/users", json=user).json()["id"] == 2**31

@@ -5,14 +5,13 @@ What does is shutting the connection's socket down from another thread: the wait
 """
 
 import logging
-import os
 import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 
@@ -94,19 +93,27 @@ class Watchdog:
                 leaks = [loan for loan in self._loans if not loan.reported and now - loan.since > self._leak_threshold]
                 for loan in self._loans:
                     if loan.deadline and now > loan.deadline and not loan.cut:
-                        loan.cut = True
-                        _shut_down(loan.connection)
+                        loan.cut = True  # before the thread can wake up and ask
+                        loan.cut = _shut_down(loan.connection)  # or once more at the next look
             for loan in leaks:  # without the lock: a log that blocks must not keep anybody from a connection
                 loan.reported = True
                 self.leaks += 1
                 loan.context.run(_report, loan, now)
 
 
-def _shut_down(connection: Connection) -> None:
-    with suppress(OSError, OperationalError):  # it is closed already
-        duplicate = socket.socket(fileno=os.dup(connection.fileno()))
-        with duplicate:
-            duplicate.shutdown(socket.SHUT_RDWR)
+def _shut_down(connection: Connection) -> bool:
+    """End whatever waits for the connection. Takes no descriptor of its own: there may be none left."""
+    try:
+        borrowed = socket.socket(fileno=connection.fileno())
+    except (OSError, OperationalError):
+        return False  # it is closed already
+    try:
+        borrowed.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return False
+    finally:
+        borrowed.detach()
+    return True
 
 
 def _report(loan: Loan, now: float) -> None:

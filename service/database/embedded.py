@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import psycopg
 from psycopg import sql
@@ -61,13 +62,16 @@ def running(folder: Path) -> Iterator[Callable[[], str]]:
                 server.ensure_running()
             yield partial(server.conninfo, NAME)
         finally:
-            with server.alone():
-                try:
-                    fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    pass  # another process still uses it
-                else:
-                    server.stop()
+            # A folder that was deleted meanwhile, and perhaps made anew, has nothing of ours any more; the server
+            # that ran over it ends by itself within a minute.
+            if _is_open_at(in_use, folder / "in-use.lock"):
+                with server.alone():
+                    try:
+                        fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        pass  # another process still uses it
+                    else:
+                        server.stop()
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,10 @@ class Server:
     def conninfo(self, user: str, dbname: str = NAME) -> str:
         """Return a connection string to the running server."""
         _, socket_folder = self._postmaster() or (0, None)
-        return make_conninfo(host=str(socket_folder or self.data), user=user, dbname=dbname)
+        # The empty ones keep PGHOSTADDR, PGPORT and PGPASSWORD of the environment out of it.
+        return make_conninfo(
+            host=str(socket_folder or self.data), hostaddr="", port=5432, user=user, password="", dbname=dbname
+        )
 
     def _make_data(self, lock: int) -> None:
         new = self.folder / "data.new"  # renamed when whole: an interrupted first start is begun afresh
@@ -231,7 +238,7 @@ def programs() -> Path:
 
 
 def _owner(folder: Path) -> tuple[int, int]:
-    """Return the user and group to run as when root starts the server: the checkout's own, else nobody."""
+    """Return the user and group to run as when root starts the server: the folder's own, else nobody."""
     owner = folder.stat()
     if owner.st_uid:
         return owner.st_uid, owner.st_gid
@@ -243,6 +250,13 @@ def _name(uid: int) -> str:
     with suppress(KeyError):
         return pwd.getpwuid(uid).pw_name
     return str(uid)
+
+
+def _is_open_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _free(lock: object) -> bool:

@@ -3,7 +3,7 @@
 `CREATE TABLE IF NOT EXISTS` from 16 sessions at once failed in 40 of 160 tries. So one process at a time
 does it, under an advisory lock that is polled for: waiting for it inside a statement would hold a
 snapshot, and deadlock with somebody's `CREATE INDEX CONCURRENTLY`. Which text was applied is written down
-by its hash: a start that finds its own takes one round trip and no lock.
+by its hash: a start that finds its own takes two round trips and no lock.
 """
 
 import time
@@ -41,6 +41,7 @@ CREATE_APPLIED = """
 
 INSERT_APPLIED = """
     INSERT INTO public.schema_applied (sha256) VALUES (sha256(%(text)s))
+    ON CONFLICT DO NOTHING
 """
 
 Say = Callable[[str], None]
@@ -68,10 +69,11 @@ def apply(conn: Connection[Any], session: Session, upgrade: Upgrade, say: Say) -
     What takes long is told through `say`. Raises SchemaError.
     """
     text = SCHEMA.read_bytes()
-    if _applied(conn, text):
-        return
+    with _told_in_one_line(conn):
+        if _applied(conn, text) and upgrade.check(conn):
+            return
     with _alone(session, say), _told_in_one_line(conn):
-        if _applied(conn, text):
+        if _applied(conn, text) and upgrade.check(conn):
             return  # by another process, meanwhile
         conn.execute("SET statement_timeout = 0")  # a large table takes as long as it takes
         for attempt in range(ATTEMPTS):

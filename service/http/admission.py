@@ -102,7 +102,7 @@ def admitted(
             route = self.path_format
 
             async def admit(request: Request) -> Response:
-                body = await read_json(request) if takes_body else None
+                body = await read_json(request, timeout=deadline) if takes_body else None
                 DEADLINE.set(time.monotonic() + deadline)
                 HOLDER.set(f"{request.method} {route}")
                 if hashes(body):

@@ -1,5 +1,6 @@
 """Reads a body before anything is taken for its request: a slow client holds no thread and no connection."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -19,13 +20,21 @@ class BodyTooLarge(Exception):
     """The body is over the limit."""
 
 
-async def read_json(request: Request) -> Any:  # noqa: ANN401 - any JSON
+class BodyTooSlow(Exception):
+    """The body did not come in time."""
+
+
+async def read_json(request: Request, *, timeout: float) -> Any:  # noqa: ANN401, ASYNC109 - any JSON; it is read nowhere else
     """Read and parse the body; None when there is none. FastAPI finds the result in the request and uses it.
 
-    Raises UnsupportedMediaType, MalformedJson, BodyTooLarge, and RequestValidationError for JSON that no
-    number or stack of Python's can hold.
+    Raises BodyTooSlow after `timeout` seconds, UnsupportedMediaType, MalformedJson, BodyTooLarge, and
+    RequestValidationError for JSON that no number or stack of Python's can hold.
     """
-    body = await request.body()
+    try:
+        async with asyncio.timeout(timeout):
+            body = await request.body()
+    except TimeoutError as exc:
+        raise BodyTooSlow from exc
     if not body:
         return None
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":

@@ -38,6 +38,16 @@ class Readiness:
         """Begin as starting."""
         self.failed: str | None = "starting"
 
+    def fails(self, check: str) -> None:
+        """Name the check that fails. Draining is the last: nothing comes after it."""
+        if self.failed != "draining":
+            self.failed = check
+
+    def passed(self) -> None:
+        """Have no check that fails."""
+        if self.failed != "draining":
+            self.failed = None
+
 
 def routes(readiness: Readiness, threads: Admission, database: Database) -> APIRouter:
     """Return the routes of the three questions."""

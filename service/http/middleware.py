@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.bodies import BodyTooLarge
-from service.http.problems import Table, find, render
+from service.http.problems import MALFORMED_REQUEST, Table, find, render
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,10 @@ class RequestMiddleware:
         exchange = _Exchange(Headers(scope=scope), receive, send, self.max_body_size)
         REQUEST_ID.set(exchange.request_id)
         try:
-            await self.app(_routable(scope), exchange.receive, exchange.send)
+            if exchange.lost_its_body:
+                await render(MALFORMED_REQUEST)(scope, exchange.receive, exchange.send)
+            else:
+                await self.app(_routable(scope), exchange.receive, exchange.send)
         finally:
             logger.info(
                 "%s %s %d %.1f ms",
@@ -84,7 +87,17 @@ class BugMiddleware:
 class _Exchange:
     """One request and its answer, as they pass."""
 
-    __slots__ = ("_declared", "_limit", "_receive", "_received", "_send", "request_id", "started", "status")
+    __slots__ = (
+        "_declared",
+        "_limit",
+        "_receive",
+        "_received",
+        "_send",
+        "lost_its_body",
+        "request_id",
+        "started",
+        "status",
+    )
 
     def __init__(self, headers: Headers, receive: Receive, send: Send, limit: int) -> None:
         self.started = time.perf_counter()
@@ -92,6 +105,8 @@ class _Exchange:
         given = headers.get("x-request-id", "")
         self.request_id = given if SANE_ID.fullmatch(given) else uuid4().hex
         self._declared = int(headers.get("content-length", 0))
+        # httptools reads nothing behind a head that asks for an upgrade, as curl --http2 does.
+        self.lost_its_body = "upgrade" in headers and (self._declared > 0 or "transfer-encoding" in headers)
         self._received = 0
         self._limit = limit
         self._receive = receive

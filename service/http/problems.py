@@ -18,7 +18,7 @@ from starlette.routing import Match, Route
 from service.database.deadlines import DeadlineExceeded
 from service.database.pool import DatabaseUnavailable, TooManyConnections
 from service.http.admission import Overloaded
-from service.http.bodies import BodyTooLarge, MalformedJson, UnsupportedMediaType
+from service.http.bodies import BodyTooLarge, BodyTooSlow, MalformedJson, UnsupportedMediaType
 
 MEDIA_TYPE = "application/problem+json"
 ERRORS_SHOWN = 20  # of a 422: a body of ten thousand unknown fields gets no answer ten times its size
@@ -51,6 +51,11 @@ MALFORMED_REQUEST = Problem(
     "Its first line or a header cannot be parsed, or the method is none that HTTP knows.",
 )  # fmt: skip
 
+HEAD_TOO_LARGE = Problem(
+    "head-too-large", 431, "The headers are too large",
+    "Send fewer or shorter headers: all of them in 64 KiB.", {"Connection": "close"},
+)  # fmt: skip
+
 PROBLEMS: Table = {
     RequestValidationError: Problem(
         "invalid-request", 422, "The request does not fit",
@@ -67,6 +72,10 @@ PROBLEMS: Table = {
     BodyTooLarge: Problem(
         "body-too-large", 413, "The body is too large",
         "Send a smaller body: no request here needs as much as the limit.",
+    ),
+    BodyTooSlow: Problem(
+        "body-too-slow", 408, "The body did not come in time",
+        "Nothing was done. Send the request again, all of it within REQUEST_DEADLINE.", {"Connection": "close"},
     ),
     404: Problem(
         "not-found", 404, "There is nothing at this path",

@@ -1,18 +1,59 @@
-"""uvicorn's HTTP, with the answer to what is no HTTP in the shape of every other error."""
+"""uvicorn's HTTP, bounded, with the answer to what is no HTTP in the shape of every other error."""
 
+from http import HTTPStatus
 from uuid import uuid4
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.http.problems import MALFORMED_REQUEST, render
+from service.http.problems import HEAD_TOO_LARGE, MALFORMED_REQUEST, Problem, render
+
+LARGEST_HEAD = 65_536  # bytes: eight times what browsers and proxies send; httptools itself has no limit
+
+LINGER = 1.0  # seconds that a refused client may go on to send
 
 
 class Protocol(HttpToolsProtocol):
     """Named to uvicorn in __main__.py."""
 
+    _head: int | None = 0  # bytes of a head that is not complete; None while a body comes
+    _refused = False
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came from the network."""
+        if self._refused:
+            return
+        super().data_received(data)
+        if self._head is not None and not self._refused:
+            self._head += len(data)
+            if self._head > LARGEST_HEAD:
+                self._refuse(HEAD_TOO_LARGE)
+
+    def on_headers_complete(self) -> None:
+        """Begin a request."""
+        self._head = None
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """End its body."""
+        super().on_message_complete()
+        self._head = 0
+
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the parser's words help nobody
         """Answer bytes that cannot be parsed, for which no application is called, and close."""
-        response = render(MALFORMED_REQUEST, headers={"X-Request-ID": uuid4().hex, "Connection": "close"})
+        if self.cycle and not self.cycle.response_complete and not self.cycle.more_body:
+            # They came behind a whole request, which is being carried out: it gets its answer, they get none.
+            self.cycle.keep_alive = False
+            self.flow.pause_reading()
+            return
+        self._refuse(MALFORMED_REQUEST)
+
+    def _refuse(self, problem: Problem) -> None:
+        response = render(problem, headers={"X-Request-ID": uuid4().hex})
+        status = HTTPStatus(response.status_code)
         head = b"".join(name + b": " + value + b"\r\n" for name, value in response.raw_headers)
-        self.transport.write(STATUS_LINE[400] + head + b"\r\n" + response.body)
-        self.transport.close()
+        self.transport.write(f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() + head + b"\r\n" + response.body)
+        # Closed at once, with bytes still coming, the client would get a reset in place of the answer.
+        self._refused = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER, self.transport.close)

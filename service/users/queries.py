@@ -17,7 +17,8 @@ Fields = dict[str, Any]  # of a user: fname, lname, email, password_hash
 # The one place that says which columns a client sees, in which order.
 USER_JSON = "row_to_json((SELECT u FROM (SELECT id, fname, lname, email, created_at, updated_at) AS u))::text"
 
-UNIQUE = {"user_pkey": IdTaken, "user_email_lower_key": EmailTaken}  # constraints of schema.sql
+# The constraints of schema.sql, and the UNIQUE (email) that an older table may have kept.
+UNIQUE = {"user_pkey": IdTaken, "user_email_lower_key": EmailTaken, "user_email_key": EmailTaken}
 
 
 @contextmanager
@@ -25,13 +26,15 @@ def _unique() -> Iterator[None]:
     try:
         yield
     except errors.UniqueViolation as exc:
-        raise UNIQUE[exc.diag.constraint_name or ""] from exc
+        if taken := UNIQUE.get(exc.diag.constraint_name or ""):
+            raise taken from exc
+        raise
 
 
 INSERT_USER = f"""
     INSERT INTO public."user"
            (id, fname, lname, email, password_hash)
-    VALUES (coalesce(%(id)s, nextval('public.user_id_seq')),
+    VALUES (coalesce(%(id)s, nextval(pg_get_serial_sequence('public."user"', 'id'))),
             %(fname)s, %(lname)s, %(email)s, %(password_hash)s)
     RETURNING id, {USER_JSON}
 """

@@ -20,7 +20,7 @@ from service.users.passwords import NOBODY, hash_password, is_outdated, is_passw
 
 TABLE: Table = {**PROBLEMS, **USER_PROBLEMS}
 ALWAYS = ("invalid-request", "overloaded", "database-unavailable", "deadline-exceeded", "internal-error")
-WITH_BODY = (*ALWAYS, "malformed-json", "unsupported-media-type", "body-too-large")
+WITH_BODY = (*ALWAYS, "malformed-json", "unsupported-media-type", "body-too-large", "body-too-slow")
 
 
 class _UserIdConvertor(Convertor[str]):

@@ -31,6 +31,11 @@ SELECT_SAME_EMAILS = """
     LIMIT 20
 """
 
+# A varchar(64) would not hold a hash. Rewrites nothing.
+WIDEN_COLUMN = """
+    ALTER TABLE public."user" ALTER COLUMN password TYPE text
+"""
+
 COUNT_PLAIN = """
     SELECT count(*) FROM public."user" WHERE password !~ %(hash)s
 """
@@ -73,6 +78,7 @@ def prepare(conn: Connection[Any], say: Say) -> None:
     """
     if _columns(conn) != OLDER_FORM:
         return
+    conn.execute(WIDEN_COLUMN)
     total = conn.execute(COUNT_PLAIN, {"hash": HASH}).fetchone()[0]  # type: ignore[index]
     done, after = 0, -(2**63)
     with ThreadPoolExecutor(cores(workers=1)) as executor:

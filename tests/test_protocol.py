@@ -1,0 +1,58 @@
+"""What comes as bytes that no client library sends."""
+
+import socket
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.postgres import TestDatabase
+from tests.process import Service
+from tests.wire import Answer, exchange
+
+SIGN_UP = b'{"id":7,"fname":"A","lname":"B","email":"a@example.com","password":"correct horse"}'
+
+
+@pytest.fixture(scope="module")
+def hasty(database: TestDatabase) -> Iterator[Service]:
+    """A service that waits a second for a body."""
+    deadlines = {"LOCK_TIMEOUT": "0.2", "STATEMENT_TIMEOUT": "0.3", "LEAK_THRESHOLD": "0.4", "REQUEST_DEADLINE": "1"}
+    with Service({**database.environment, **deadlines, "QUEUE_WAIT": "0.5"}) as service:
+        yield service
+
+
+def test_a_request_is_answered_though_garbage_comes_behind_it(service: Service) -> None:
+    head = (
+        f"POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(SIGN_UP)}\r\n\r\n"
+    )
+    with socket.create_connection((urlsplit(service.url).hostname, urlsplit(service.url).port), 30) as peer:
+        peer.sendall(head.encode() + SIGN_UP + b"garbage\r\n\r\n")
+        answer = Answer(b"".join(iter(lambda: peer.recv(65536), b"")))
+    assert answer.status_code == 201
+    assert answer.headers["Location"] == "/users/7"
+
+
+@pytest.mark.parametrize("upgrade", ["h2c", "websocket"])
+def test_a_body_that_would_be_lost_in_an_upgrade_is_refused(service: Service, upgrade: str) -> None:
+    headers = (f"Upgrade: {upgrade}", "Content-Type: application/json", f"Content-Length: {len(SIGN_UP)}")
+    answer = exchange(service.url, "POST /users HTTP/1.1", *headers, body=SIGN_UP)
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed-request")
+
+
+def test_an_upgrade_without_a_body_is_not_taken_and_answered(service: Service) -> None:
+    assert exchange(service.url, "GET /users HTTP/1.1", "Upgrade: h2c").status_code == 200
+
+
+def test_headers_without_an_end_are_refused_before_they_fill_the_memory(service: Service) -> None:
+    answer = exchange(service.url, "GET /users HTTP/1.1", "X-Huge: " + "x" * 4_000_000)
+    assert (answer.status_code, answer.json()["code"]) == (431, "head-too-large")
+    assert answer.headers["X-Request-ID"]
+
+
+def test_a_body_that_does_not_come_is_given_up_at_the_deadline(hasty: Service, client: httpx.Client) -> None:
+    answer = exchange(
+        hasty.url, "POST /users HTTP/1.1", "Content-Type: application/json", "Content-Length: 50", body=b"{"
+    )
+    assert (answer.status_code, answer.json()["code"]) == (408, "body-too-slow")
+    assert client.get("/livez").status_code == 200
