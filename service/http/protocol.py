@@ -15,28 +15,32 @@ LINGER = 1.0  # seconds that a refused client may go on to send
 class Protocol(HttpToolsProtocol):
     """Named to uvicorn in __main__.py."""
 
-    _head: int | None = 0  # bytes of a head that is not complete; None while a body comes
+    _head = 0  # bytes that came since the last request, of a head that is not complete
     _refused = False
 
     def data_received(self, data: bytes) -> None:
         """Take what came from the network."""
         if self._refused:
             return
+        self._head += len(data)
         super().data_received(data)
-        if self._head is not None and not self._refused:
-            self._head += len(data)
-            if self._head > LARGEST_HEAD:
-                self._refuse(HEAD_TOO_LARGE)
+        if self._head > LARGEST_HEAD and not self._refused:
+            self._refuse(HEAD_TOO_LARGE)
 
     def on_headers_complete(self) -> None:
         """Begin a request."""
-        self._head = None
+        self._head = 0
         super().on_headers_complete()
 
-    def on_message_complete(self) -> None:
-        """End its body."""
-        super().on_message_complete()
+    def on_body(self, body: bytes) -> None:
+        """Take a part of its body, which is limited elsewhere."""
         self._head = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        self._head = 0
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the parser's words help nobody
         """Answer bytes that cannot be parsed, for which no application is called, and close."""
