@@ -63,6 +63,21 @@ class Cluster:
             check=True, capture_output=True,
         )  # fmt: skip
 
+    def standby(self) -> "Cluster":
+        """Return a standby that follows this running cluster, to be started."""
+        standby = Cluster(self.programs)
+        standby.folder.chmod(0o755)
+        standby.data.mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            for path in (standby.folder, standby.data):
+                os.chown(path, self.data.stat().st_uid, self.data.stat().st_gid)
+        subprocess.run(
+            [*command(self.programs / "pg_basebackup", standby.data), "--write-recovery-conf", "--checkpoint=fast",
+             "--no-sync", f"--pgdata={standby.data}", f"--dbname={self.conninfo('')}"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        return standby
+
     def start(self) -> None:
         settings = {
             "listen_addresses": "127.0.0.1",

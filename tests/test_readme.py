@@ -3,7 +3,7 @@ import re
 import subprocess
 
 from service.http.health import NOT_READY
-from service.http.problems import CORS_REFUSED, HEAD_TOO_LARGE, MALFORMED_REQUEST, PROBLEMS
+from service.http.problems import CORS_REFUSED, HEAD_TOO_LARGE, MALFORMED_REQUEST, PROBLEMS, STOPPING
 from service.settings import Settings
 from service.users.errors import USER_PROBLEMS
 from tests.process import CHECKOUT, Service
@@ -56,7 +56,15 @@ def test_the_readme_lists_every_setting_with_its_default_and_what_it_takes() -> 
 
 
 def test_the_readme_lists_every_code_of_an_error_with_its_status() -> None:
-    problems = [*PROBLEMS.values(), *USER_PROBLEMS.values(), NOT_READY, CORS_REFUSED, MALFORMED_REQUEST, HEAD_TOO_LARGE]
+    problems = [
+        *PROBLEMS.values(),
+        *USER_PROBLEMS.values(),
+        NOT_READY,
+        CORS_REFUSED,
+        MALFORMED_REQUEST,
+        HEAD_TOO_LARGE,
+        STOPPING,
+    ]
     rows = re.findall(r"^\| `([a-z-]+)` \| (\d+) \|", README, re.MULTILINE)
     assert sorted(set(rows)) == sorted({(problem.code, str(problem.status)) for problem in problems})
 

@@ -17,6 +17,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from service.database.deadlines import DeadlineExceeded, Watchdog, time_left
 from service.database.sessions import Session
+from service.settings import SettingsError
 
 # Seconds that requests wait when PostgreSQL has just gone, to ride over a fast restart. Counted from the first
 # failure to connect: in an outage that lasts longer, a request is refused after the second number.
@@ -51,7 +52,7 @@ class PooledConnection(Connection[TupleRow]):
     opened_at = 0.0  # on the monotonic clock
 
     # Why the newest attempt to connect failed, and since when they all do; the pool itself only logs it.
-    failure: OperationalError | None = None
+    failure: Exception | None = None
     failing_since = 0.0
 
     @classmethod
@@ -61,13 +62,18 @@ class PooledConnection(Connection[TupleRow]):
         try:
             conn = super().connect(*args, **kwargs)
         except OperationalError as exc:
-            if PooledConnection.failure is None:
-                PooledConnection.failing_since = started
-            PooledConnection.failure = exc
+            PooledConnection.failed(exc)
             raise
         PooledConnection.failure = None
         conn.opened_at = started
         return conn
+
+    @staticmethod
+    def failed(exc: Exception) -> None:
+        """Remember that no connection could be made."""
+        if PooledConnection.failure is None:
+            PooledConnection.failing_since = time.monotonic()
+        PooledConnection.failure = exc
 
 
 class Database:
@@ -83,9 +89,17 @@ class Database:
 
     def open(self, session: Session) -> None:
         """Begin to connect, in the background and for as long as it takes."""
+
+        def conninfo() -> str:
+            try:
+                return session.conninfo()
+            except SettingsError as exc:  # the file with the password is not there just now
+                PooledConnection.failed(exc)
+                raise
+
         self._preamble = session.preamble
         self._pool = ConnectionPool(
-            session.conninfo,
+            conninfo,
             connection_class=PooledConnection,
             kwargs=session.arguments,
             min_size=self._size,

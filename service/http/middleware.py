@@ -4,6 +4,7 @@ It names the request, accepts a trailing slash, lets GET answer HEAD, limits the
 A second one, innermost, answers for a bug.
 """
 
+import asyncio
 import logging
 import re
 import time
@@ -15,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.bodies import BodyTooLarge
-from service.http.problems import MALFORMED_REQUEST, Table, find, render
+from service.http.problems import MALFORMED_REQUEST, STOPPING, Table, find, render
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,10 @@ class BugMiddleware:
             await self.app(scope, receive, noted)
         except ClientDisconnect:
             pass  # nobody is there to be answered
+        except asyncio.CancelledError:  # by the server, when the time for a graceful shutdown is over
+            if not started:
+                await render(STOPPING)(scope, receive, send)
+            raise
         except Exception as exc:
             logger.exception("unhandled %s", type(exc).__name__)
             if not started:

@@ -56,6 +56,12 @@ HEAD_TOO_LARGE = Problem(
     "Send fewer or shorter headers: all of them in 64 KiB.", {"Connection": "close"},
 )  # fmt: skip
 
+STOPPING = Problem(
+    "stopping", 503, "The service is being stopped",
+    "A change may or may not have been made: read before you send it again, after the seconds in Retry-After.",
+    {**AGAIN, "Connection": "close"},
+)  # fmt: skip
+
 PROBLEMS: Table = {
     RequestValidationError: Problem(
         "invalid-request", 422, "The request does not fit",
@@ -91,7 +97,8 @@ PROBLEMS: Table = {
     ),
     DatabaseUnavailable: Problem(
         "database-unavailable", 503, "The database cannot be reached",
-        "The connection broke or there is none. Try again after the seconds in Retry-After.", AGAIN,
+        "The connection broke, there is none, or the server could not carry it out."
+        " Try again after the seconds in Retry-After.", AGAIN,
     ),
     TooManyConnections: Problem(
         "database-unavailable", 503, "The database has no connection left",

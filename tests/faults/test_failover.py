@@ -1,0 +1,138 @@
+"""Two hosts in DATABASE_URL: a primary and its streaming standby, which takes over."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from urllib.parse import quote
+
+import psycopg
+import pytest
+
+from tests.faults.conftest import SHORT
+from tests.faults.load import Load
+from tests.faults.sessions import sessions
+from tests.polling import until
+from tests.postgres import PASSWORD, Cluster, TestDatabase
+from tests.process import Service
+
+THREADS = 8
+
+
+@pytest.fixture
+def standby(victim: Cluster) -> Iterator[Cluster]:
+    """What `victim` acknowledges from here on has been applied there."""
+    standby = victim.standby()
+    try:
+        standby.start()
+        with psycopg.connect(victim.conninfo(), autocommit=True) as conn:
+            until(lambda: conn.execute("SELECT 1 FROM pg_stat_replication").fetchone(), "the standby follows")
+            conn.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            conn.execute("ALTER SYSTEM SET synchronous_commit = 'remote_apply'")
+            conn.execute("SELECT pg_reload_conf()")
+            synchronous = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
+            until(lambda: conn.execute(synchronous).fetchone(), "the standby is waited for")
+        yield standby
+    finally:
+        if hasattr(standby, "process"):
+            standby.remove()
+
+
+@pytest.fixture
+def database(victim: Cluster, standby: Cluster) -> TestDatabase:  # noqa: ARG001 - the standby has it too
+    return victim.create_database()
+
+
+@pytest.fixture
+def service(database: TestDatabase, standby: Cluster) -> Iterator[Service]:
+    """A service that knows of both, the standby first."""
+    hosts = f"127.0.0.1:{standby.port},127.0.0.1:{database.cluster.port}"
+    url = f"postgresql://{database.name}:{quote(PASSWORD)}@{hosts}/{database.name}"
+    with Service({**SHORT, "DATABASE_URL": url}) as service:
+        yield service
+
+
+@pytest.fixture
+def heir(standby: Cluster, database: TestDatabase) -> TestDatabase:
+    """The same database at the standby."""
+    return TestDatabase(standby, database.name)
+
+
+def promote(standby: Cluster) -> None:
+    with psycopg.connect(standby.conninfo(), autocommit=True) as conn:
+        assert conn.execute("SELECT pg_promote()").fetchone() == (True,)
+
+
+def test_after_the_primary_is_gone_writes_go_on_at_the_promoted_standby_and_nothing_is_lost(
+    service: Service,
+    heir: TestDatabase,
+    database: TestDatabase,
+    tell: Callable[[str], None],
+) -> None:
+    with Load(service.url) as load:
+        until(lambda: load.statuses()[201] > 30, "users are created")
+        assert not sessions(heir), "nobody works at the standby"
+        database.cluster.stop(signal.SIGQUIT)
+        gone = time.monotonic()
+        until(lambda: load.statuses(gone)[503] > 20, "requests are refused")
+        assert service.client.get("/livez").status_code == 200
+        promote(heir.cluster)
+        promoted = time.monotonic()
+        until(lambda: load.statuses(promoted + 1)[201] > 10, "users are created again")
+        until(lambda: len(sessions(heir)) == THREADS, "every connection is there again")
+    load.reconcile(heir)
+    first = load.first(201, promoted)
+    tell(
+        f"failover: first 201 {first:.3f} s after the promotion,"
+        f" {load.first(201, gone):.3f} s after the primary's end; {dict(load.statuses())}"
+    )
+    assert set(load.statuses()) <= {200, 201, 404, 503}
+    assert set(load.statuses(promoted + 1)) <= {200, 201, 404}
+    assert first < 1
+    assert "unhandled" not in service.log
+
+
+def test_a_primary_that_becomes_read_only_under_its_connections_is_left_for_the_new_one(
+    service: Service, heir: TestDatabase, database: TestDatabase, tell: Callable[[str], None]
+) -> None:
+    """As after a switchover behind the same address: the connections live, and refuse writes."""
+    with Load(service.url) as load, psycopg.connect(database.cluster.conninfo(), autocommit=True) as conn:
+        conn.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        conn.execute("SELECT pg_reload_conf()")
+        began = time.monotonic()
+        until(lambda: load.statuses(began, "POST")[503] > 5, "writes are refused")
+        promote(heir.cluster)
+        promoted = time.monotonic()
+        until(lambda: load.statuses(promoted + 1)[201] > 10, "users are created again")
+        until(lambda: len(sessions(heir)) == THREADS and not sessions(database), "every connection has moved")
+    load.reconcile(heir)
+    first = load.first(201, promoted)
+    tell(f"read-only primary: first 201 {first:.3f} s after the standby's promotion; {dict(load.statuses())}")
+    assert set(load.statuses()) <= {200, 201, 404, 503}
+    assert set(load.statuses(promoted + 1)) <= {200, 201, 404}
+    assert first < 1
+
+
+def test_a_standby_that_stops_holds_up_writes_to_their_deadline_and_no_read(
+    service: Service, standby: Cluster, database: TestDatabase, tell: Callable[[str], None]
+) -> None:
+    """A write that waits for its replica cannot be cancelled: PostgreSQL would call it done."""
+    reads = [service.client.get("/users").status_code]
+    standby.stop()
+    users = [
+        {"fname": "Ada", "lname": "Alone", "email": f"alone{number}@example.com", "password": "p" * 8}
+        for number in range(2)
+    ]
+    began = time.monotonic()
+    refused = [service.client.post("/users", json=user) for user in users]
+    took = time.monotonic() - began
+    reads += [service.client.get("/users").status_code for _ in range(20)]
+    until(lambda: len(sessions(database)) >= THREADS, "every connection is there again")
+    left = len(sessions(database)) - THREADS
+    standby.start()
+    until(lambda: len(sessions(database)) == THREADS, "PostgreSQL's side is clean")
+    created = service.client.post("/users", json={**users[0], "email": "together@example.com"})
+    tell(f"standby stopped: writes given up after {took / 2:.2f} s each, {left} sessions wait at PostgreSQL meanwhile")
+    assert [answer.status_code for answer in refused] == [504, 504]
+    assert "may or may not" in refused[0].json()["detail"]
+    assert set(reads) == {200}
+    assert created.status_code == 201
