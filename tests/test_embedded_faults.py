@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from service.database.embedded import programs
 from tests.accounts import EVERYWHERE, NOBODY, ORDINARY, Account, modes, stranger
-from tests.checkout import Checkout
+from tests.checkout import Checkout, copied
 from tests.polling import until
 
 SIGNALS = {
@@ -130,3 +131,16 @@ if os.geteuid() == 0:  # only root can make a folder that is another user's
                 assert service.client.get("/users").status_code == 200
             assert {path.stat().st_uid for path in (checkout.folder / ".data").rglob("*")} == {NOBODY}
             assert checkout.run("schema").returncode == 0
+
+
+def test_programs_in_a_folder_closed_to_others_are_run_all_the_same() -> None:
+    package = programs().parents[1]
+    with copied() as checkout:
+        closed = checkout.folder.parent / "closed"
+        closed.mkdir(mode=0o700)  # as a checkout in /root is, with its virtual environment
+        for name in (package.name, f"{package.name}.libs"):
+            shutil.copytree(
+                package.with_name(name), closed / name, ignore=shutil.ignore_patterns("pginstall", "include")
+            )
+        done = checkout.run("schema", {"PYTHONPATH": str(closed)})
+        assert (done.returncode, done.stderr) == (0, "")

@@ -225,8 +225,11 @@ def command(program: Path, data: Path) -> list[str]:
         raise EmbeddedError("PostgreSQL does not run as root: use an ordinary user, or install util-linux (setpriv)")
     drop = ["setpriv", f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups", "--no-new-privs"]
     reach = [*drop, "--inh-caps=-all", "--", "test", "-x", path, "-a", "-w", str(data)]
-    keep = "" if subprocess.run(reach, check=False).returncode == 0 else ",+dac_override"  # noqa: S603
-    return [*drop, f"--inh-caps=-all{keep}", f"--ambient-caps=-all{keep}", "--", path]
+    if subprocess.run(reach, check=False).returncode == 0:  # noqa: S603
+        return [*drop, "--inh-caps=-all", "--", path]
+    # Without that securebit access(), which initdb asks about its programs, knows nothing of capabilities.
+    keep = ["--securebits=+no_setuid_fixup", "--inh-caps=-all,+dac_override", "--ambient-caps=-all,+dac_override"]
+    return [*drop, *keep, "--", path]
 
 
 def programs() -> Path:
