@@ -32,8 +32,12 @@ class Account:
             return ()
         # An interpreter below /root is closed to others: then, and only then, may they read what they do not own.
         reads = subprocess.run([*BECOME_NOBODY, "--inh-caps=-all", "--", "test", "-x", sys.executable], check=False)
-        keep = "" if reads.returncode == 0 else ",+dac_read_search"
-        return (*BECOME_NOBODY, f"--inh-caps=-all{keep}", f"--ambient-caps=-all{keep}", "--")
+        if reads.returncode == 0:
+            return (*BECOME_NOBODY, "--inh-caps=-all", "--")
+        caps = "-all,+dac_read_search"  # and the securebit has access() know of it: initdb asks that
+        return (
+            *BECOME_NOBODY, "--securebits=+no_setuid_fixup", f"--inh-caps={caps}", f"--ambient-caps={caps}", "--"
+        )  # fmt: skip
 
     @contextmanager
     def checkout(self, below: str = "checkout") -> Iterator[Checkout]:
