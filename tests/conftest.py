@@ -12,11 +12,8 @@ from tests.process import Service
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """PostgreSQL 18 from the wheel, reached over TCP with a password."""
-    cluster = Cluster(installed()["18"])
-    cluster.create()
-    cluster.start()
-    yield cluster
-    cluster.remove()
+    with Cluster(installed()["18"]) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
+from types import TracebackType
+from typing import Self
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -43,6 +45,16 @@ class Cluster:
     settings: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="pg-")))
+
+    def __enter__(self) -> Self:
+        self.create()
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
 
     @property
     def data(self) -> Path:

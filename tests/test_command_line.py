@@ -27,11 +27,8 @@ def checkout() -> Iterator[Checkout]:
 def small_cluster() -> Iterator[Cluster]:
     """PostgreSQL with 13 connections for ordinary roles."""
     limits = {"max_connections": "20", "superuser_reserved_connections": "2", "reserved_connections": "5"}
-    cluster = Cluster(installed()["18"], limits)
-    cluster.create()
-    cluster.start()
-    yield cluster
-    cluster.remove()
+    with Cluster(installed()["18"], limits) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")

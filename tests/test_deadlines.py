@@ -35,11 +35,8 @@ USER = {"fname": "Ada", "lname": "Lovelace", "email": "ada@example.com", "passwo
 @pytest.fixture(scope="module")
 def own_cluster() -> Iterator[Cluster]:
     """A PostgreSQL of its own, as freezing it would disturb others."""
-    cluster = Cluster(installed()["18"])
-    cluster.create()
-    cluster.start()
-    yield cluster
-    cluster.remove()
+    with Cluster(installed()["18"]) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")

@@ -37,11 +37,8 @@ def impatient(database: TestDatabase) -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def own_cluster(cluster: Cluster) -> Iterator[Cluster]:
     """A small PostgreSQL for this module alone, to be filled and stopped."""
-    own = Cluster(cluster.programs, {"max_connections": "8"})
-    own.create()
-    own.start()
-    yield own
-    own.remove()
+    with Cluster(cluster.programs, {"max_connections": "8"}) as own:
+        yield own
 
 
 @pytest.fixture(scope="module")

@@ -57,11 +57,8 @@ class Upgraded:
 def any_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A cluster of each PostgreSQL that is installed."""
     programs: Path = request.param[1]
-    cluster = Cluster(programs)
-    cluster.create()
-    cluster.start()
-    yield cluster
-    cluster.remove()
+    with Cluster(programs) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")

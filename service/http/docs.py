@@ -60,17 +60,10 @@ def answers(table: Table, *codes: str) -> dict[int | str, dict[str, Any]]:
 
 
 def _example(problem: Problem) -> dict[str, Any]:
-    example = {
-        "type": "about:blank",
-        "title": problem.title,
-        "status": problem.status,
-        "detail": problem.detail,
-        "code": problem.code,
-    }
     if problem.code == "invalid-request":
         error = {"loc": ["body", "fname"], "msg": "Field required", "type": "missing"}
-        return {**example, "errors": [error]}
-    return example
+        return {**problem.members(), "errors": [error]}
+    return problem.members()
 
 
 def routes(app: FastAPI) -> APIRouter:

@@ -37,6 +37,16 @@ class Problem:
     detail: str
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    def members(self) -> dict[str, Any]:
+        """Return what every answer with this problem says."""
+        return {
+            "type": "about:blank",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+        }
+
 
 # A class of exceptions, or the status of an HTTPException, which the framework raises for a path or a method.
 Table = Mapping[type[Exception] | int, Problem]
@@ -141,15 +151,9 @@ def find(table: Table, exc: Exception) -> Problem:
 
 def render(problem: Problem, *, headers: Mapping[str, str] | None = None, **members: Any) -> Response:  # noqa: ANN401
     """Return the answer for `problem`, with more headers and members where a kind of error has them."""
-    content = {
-        "type": "about:blank",
-        "title": problem.title,
-        "status": problem.status,
-        "detail": problem.detail,
-        "code": problem.code,
-        **members,
-    }
-    return json_response(content, problem.status, {**problem.headers, **(headers or {})}, MEDIA_TYPE)
+    return json_response(
+        {**problem.members(), **members}, problem.status, {**problem.headers, **(headers or {})}, MEDIA_TYPE
+    )
 
 
 def json_response(

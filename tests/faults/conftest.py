@@ -20,11 +20,8 @@ SHORT = {
 
 @pytest.fixture
 def victim() -> Iterator[Cluster]:
-    cluster = Cluster(installed()["18"])
-    cluster.create()
-    cluster.start()
-    yield cluster
-    cluster.remove()
+    with Cluster(installed()["18"]) as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -48,11 +48,8 @@ def healthy(service: Service, database: TestDatabase) -> None:
 @pytest.fixture
 def small() -> Iterator[Cluster]:
     """A cluster with few connections."""
-    cluster = Cluster(installed()["18"], {"max_connections": "20", "superuser_reserved_connections": "3"})
-    cluster.create()
-    cluster.start()
-    yield cluster
-    cluster.remove()
+    with Cluster(installed()["18"], {"max_connections": "20", "superuser_reserved_connections": "3"}) as cluster:
+        yield cluster
 
 
 def test_connections_used_up_by_others_are_told_as_such_and_the_service_goes_on_when_they_leave(
