@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -22,8 +23,12 @@ from service.database.embedded import EmbeddedError
 from service.database.schema import SchemaError
 from service.settings import Settings, SettingsError
 from service.startup import ServerRefused, ServerUnreachable, inspect_server, prepare_server
+from service.supervisor import Supervisor
 
 WRONG = 2  # exit status: something is to be corrected
+
+# Seconds a worker has to start in, and to answer its supervisor: uvicorn's 5 give up on healthy ones when all is busy.
+WORKER_PATIENCE = 30
 
 say = partial(print, flush=True)  # progress is to be seen as it is made, in a file or a pipe too
 
@@ -84,20 +89,22 @@ def _start(settings: Settings, *, reload: bool) -> None:
             prepare_server(server, settings, say)
         except ServerUnreachable as exc:
             print(f"the database does not answer, /readyz is 503 until it does: {exc}", file=sys.stderr)
-        uvicorn.run(
-            "service.app:create_app",
-            factory=True,
-            host=settings.host,
-            port=settings.port,
-            workers=settings.workers,
-            reload=reload,
-            reload_dirs=[str(Path(__file__).parent)] if reload else None,
-            timeout_graceful_shutdown=math.ceil(settings.graceful_shutdown_timeout),
-            log_config=None,  # service/logs.py
-            http="service.http.protocol:Protocol",
-            access_log=False,  # service/http/middleware.py writes it, with the request's id
-            server_header=False,
-        )
+        arguments: dict[str, Any] = {
+            "app": "service.app:create_app",
+            "factory": True,
+            "host": settings.host,
+            "port": settings.port,
+            "timeout_graceful_shutdown": math.ceil(settings.graceful_shutdown_timeout),
+            "timeout_worker_healthcheck": WORKER_PATIENCE,
+            "log_config": None,  # service/logs.py
+            "http": "service.http.protocol:Protocol",
+            "access_log": False,  # service/http/middleware.py writes it, with the request's id
+            "server_header": False,
+        }
+        if settings.workers > 1:
+            Supervisor(uvicorn.Config(workers=settings.workers, **arguments)).run()
+        else:
+            uvicorn.run(reload=reload, reload_dirs=[str(Path(__file__).parent)] if reload else None, **arguments)
 
 
 @contextmanager

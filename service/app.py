@@ -52,7 +52,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             startup = Startup(server, settings, database, readiness)
             stack.callback(database.close)
             stack.callback(startup.stop)
-            _drain_at_the_end(readiness)
+            _drain_at_the_end(readiness, startup)
             _end_with_the_supervisor()
             await anyio.to_thread.run_sync(startup.begin)
             yield
@@ -90,7 +90,7 @@ def _settings_or_exit() -> Settings:
         raise SystemExit(2) from None
 
 
-def _drain_at_the_end(readiness: Readiness) -> None:
+def _drain_at_the_end(readiness: Readiness, startup: Startup) -> None:
     """Turn /readyz to 503 at SIGTERM, then let the server finish what is in progress."""
     if threading.current_thread() is not threading.main_thread():
         return
@@ -98,6 +98,7 @@ def _drain_at_the_end(readiness: Readiness) -> None:
 
     def drain(number: int, frame: FrameType | None) -> None:
         readiness.fails("draining")
+        startup.stop()
         if callable(finish):
             finish(number, frame)
 

@@ -85,20 +85,24 @@ class Startup:
         self._database = database
         self._readiness = readiness
         self._stopped = threading.Event()
+        self._tried = threading.Event()
         self._told = ""
 
     def begin(self) -> None:
-        """Try once, then go on trying in the background."""
-        if not self._try():
-            threading.Thread(target=self._go_on, name="startup", daemon=True).start()
+        """Try once, and go on trying in the background."""
+        threading.Thread(target=self._run, name="startup", daemon=True).start()
+        self._tried.wait()
 
     def stop(self) -> None:
-        """Try no more."""
+        """Try no more, and do not wait for a try that takes long, behind another process's lock, say."""
         self._stopped.set()
+        self._tried.set()
 
-    def _go_on(self) -> None:
-        while not self._stopped.wait(RETRY) and not self._try():
-            pass
+    def _run(self) -> None:
+        while not self._stopped.is_set() and not self._try():
+            self._tried.set()
+            self._stopped.wait(RETRY)
+        self._tried.set()
 
     def _try(self) -> bool:
         try:

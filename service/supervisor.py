@@ -1,0 +1,22 @@
+"""Several workers: uvicorn's supervisor, which replaces one that dies, and all of them one by one at SIGHUP."""
+
+import signal
+
+from uvicorn import Config
+from uvicorn.supervisors import Multiprocess
+
+
+class Supervisor(Multiprocess):
+    """Listens on one socket for all workers, and begins to stop at once."""
+
+    def __init__(self, config: Config) -> None:
+        """Bind the address of `config`."""
+        super().__init__(config, [config.bind_socket()])
+        for number in (signal.SIGTERM, signal.SIGINT):  # not after the replacement of all workers that is under way
+            signal.signal(number, lambda *_: self.should_exit.set())
+
+    def terminate_all(self) -> None:
+        """Have every worker finish what is in progress."""
+        for listening in self.sockets:  # or a client that connects now would wait for nobody
+            listening.close()
+        super().terminate_all()
