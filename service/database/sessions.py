@@ -15,6 +15,12 @@ from psycopg.errors import OperationalError
 
 from service.settings import Settings
 
+# A peer that went away without a word, for the client and for the server alike: the first ends a send, the others a
+# wait, after 8 s at the most. A server that is not told keeps a session whose client has vanished for two hours, and it
+# counts against max_connections beside the one that takes its place.
+TCP_USER_TIMEOUT = 6000  # ms
+KEEPALIVES = {"idle": 5, "interval": 1, "count": 3}
+
 # A setting of our own: it is there exactly when the server was given our options.
 MARK = "-c service.told=yes"
 
@@ -63,13 +69,16 @@ def negotiate(server: Callable[[], str], settings: Settings) -> tuple[Session, p
         "application_name": "users-service",
         "connect_timeout": round(settings.connect_timeout),
         "target_session_attrs": "read-write",  # of several hosts, the one that is no standby
-        # A peer that went away without a word: the first ends a send, the others a wait, after 8 s at the most.
-        "tcp_user_timeout": 6000,
-        "keepalives_idle": 5,
-        "keepalives_interval": 1,
-        "keepalives_count": 3,
+        "tcp_user_timeout": TCP_USER_TIMEOUT,
+        **{f"keepalives_{name}": value for name, value in KEEPALIVES.items()},
     }
-    options = " ".join([MARK, *(f"-c {name}={value}" for name, value in milliseconds.items()), "-c timezone=UTC"])
+    told = {
+        **milliseconds,
+        "timezone": "UTC",
+        "tcp_user_timeout": TCP_USER_TIMEOUT,
+        **{f"tcp_keepalives_{name}": value for name, value in KEEPALIVES.items()},
+    }
+    options = " ".join([MARK, *(f"-c {name}={value}" for name, value in told.items())])
     direct = Session(server, parameters, options)
     try:
         conn = direct.connect()
