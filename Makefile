@@ -1,6 +1,6 @@
 # The default target lists the others.
 .DEFAULT_GOAL := help
-.PHONY: help install run serve test check schema clean
+.PHONY: help install run serve test test-system check schema clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -19,7 +19,7 @@ BIN := .venv/bin
 	@touch $@
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/.service ## set up .venv and no more
 
@@ -31,6 +31,9 @@ serve: .venv/.service ## start the production server, WORKERS processes
 
 test: .venv/.tests ## run the tests against real PostgreSQL
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-system: .venv/.tests ## run the tests that need root and Debian's packages
+	@$(BIN)/python -m pytest tests/system $(ARGS)
 
 check: .venv/.tests ## lint, format and types
 	@$(BIN)/ruff check

@@ -1,0 +1,36 @@
+"""What needs root and Debian's packages: networks that lose packets, disks that fill up, a pooler, a nameserver."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.conftest import SHORT
+from tests.postgres import Cluster, TestDatabase, installed
+from tests.process import Service
+from tests.system import namespaces
+
+
+def pytest_configure() -> None:
+    if lack := namespaces.missing():
+        raise pytest.UsageError(lack)
+    try:
+        namespaces.enter()  # before there is a process that could be left behind outside
+    except OSError as exc:
+        raise pytest.UsageError(exc.strerror) from exc
+
+
+@pytest.fixture
+def victim() -> Iterator[Cluster]:
+    with Cluster(installed()["18"]) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def database(victim: Cluster) -> TestDatabase:
+    return victim.create_database()
+
+
+@pytest.fixture
+def service(database: TestDatabase) -> Iterator[Service]:
+    with Service({**database.environment, **SHORT}) as service:
+        yield service
