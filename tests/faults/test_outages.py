@@ -5,14 +5,10 @@ from collections.abc import Callable
 import pytest
 
 from tests.faults.load import Load
+from tests.faults.outage import survive
 from tests.polling import until
 from tests.postgres import Cluster, TestDatabase
 from tests.process import Service
-
-
-def last(seconds: float) -> None:
-    """Let an outage last: the one thing here that is measured in time and not in events."""
-    time.sleep(seconds)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["fast", "immediate"])
@@ -34,19 +30,9 @@ def test_a_restart_under_load_loses_nothing_and_is_over_at_once(
 
 @pytest.mark.parametrize("outage", [5, 20], ids=lambda seconds: f"{seconds} s")
 def test_an_outage_ends_within_a_second_of_the_return(
-    outage: int, service: Service, victim: Cluster, database: TestDatabase, tell: Callable[[str], None]
+    outage: int, service: Service, database: TestDatabase, tell: Callable[[str], None]
 ) -> None:
-    with Load(service.url) as load:
-        victim.stop()
-        last(outage)
-        victim.start()
-        back = time.monotonic()
-        until(lambda: load.statuses(back, "GET")[200] > 100, "reads are answered again")
-    load.reconcile(database)
-    first = load.first(200, back)
-    tell(f"outage of {outage} s: first 200 after {first:.3f} s; {dict(load.statuses())}")
-    assert set(load.statuses()) <= {200, 201, 404, 503}
-    assert first < 1
+    survive(outage, service, database, tell)
 
 
 def test_a_restart_that_nobody_was_waiting_for_is_noticed_by_nobody(service: Service, victim: Cluster) -> None:
