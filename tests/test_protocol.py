@@ -1,7 +1,9 @@
 """What comes as bytes that no client library sends."""
 
+import json
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import httpx
@@ -38,6 +40,27 @@ def test_a_body_that_would_be_lost_in_an_upgrade_is_refused(service: Service, up
     headers = (f"Upgrade: {upgrade}", "Content-Type: application/json", f"Content-Length: {len(SIGN_UP)}")
     answer = exchange(service.url, "POST /users HTTP/1.1", *headers, body=SIGN_UP)
     assert (answer.status_code, answer.json()["code"]) == (400, "malformed-request")
+
+
+def test_what_comes_behind_an_upgrade_is_not_taken_for_a_request(service: Service, client: httpx.Client) -> None:
+    """A proxy would pass it on as somebody's body."""
+    body = b"DELETE /users/8 HTTP/1.1\r\nHost: x\r\n\r\n"
+    head = f"POST /users HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nContent-Length: {len(body)}\r\n\r\n"
+    assert client.post("/users", json={**json.loads(SIGN_UP), "id": 8, "email": "b@example.com"}).status_code == 201
+    with socket.create_connection((urlsplit(service.url).hostname, urlsplit(service.url).port), 30) as peer:
+        peer.sendall(head.encode())
+        answer = Answer(peer.recv(65536))
+        with suppress(ConnectionError):  # it is closed, or will be as soon as the body has come
+            peer.sendall(body)
+            assert b" 204 " not in b"".join(iter(lambda: peer.recv(65536), b""))
+    assert (answer.status_code, answer.headers["Connection"]) == (400, "close")
+    assert client.get("/users/8").status_code == 200
+
+
+def test_who_speaks_no_http_is_told_that_the_connection_ends(service: Service) -> None:
+    answer = exchange(service.url, "garbage")
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed-request")
+    assert answer.headers["Connection"] == "close"
 
 
 def test_an_upgrade_without_a_body_is_not_taken_and_answered(service: Service) -> None:

@@ -110,7 +110,8 @@ class _Exchange:
         given = headers.get("x-request-id", "")
         self.request_id = given if SANE_ID.fullmatch(given) else uuid4().hex
         self._declared = int(headers.get("content-length", 0))
-        # httptools reads nothing behind a head that asks for an upgrade, as curl --http2 does.
+        # httptools takes what comes behind a head that asks for an upgrade, as curl --http2 does, for no body but,
+        # when it comes in a packet of its own, for the next request: one in which a stranger may have written.
         self.lost_its_body = "upgrade" in headers and (self._declared > 0 or "transfer-encoding" in headers)
         self._received = 0
         self._limit = limit

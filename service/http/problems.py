@@ -58,7 +58,7 @@ CORS_REFUSED = Problem(
 
 MALFORMED_REQUEST = Problem(
     "malformed-request", 400, "The request is not HTTP",
-    "Its first line or a header cannot be parsed, or the method is none that HTTP knows.",
+    "Its first line or a header cannot be parsed, or the method is none that HTTP knows.", {"Connection": "close"},
 )  # fmt: skip
 
 HEAD_TOO_LARGE = Problem(
