@@ -1,5 +1,7 @@
 """The wiring, top to bottom."""
 
+import gc
+import logging
 import multiprocessing
 import os
 import signal
@@ -13,7 +15,7 @@ from types import FrameType
 import anyio.to_thread
 from fastapi import FastAPI
 
-from service import logs
+from service import affinity, logs
 from service import settings as environment
 from service.database import embedded
 from service.database.deadlines import Watchdog
@@ -29,6 +31,11 @@ from service.startup import Startup
 from service.users import routes as users
 from service.users.errors import USER_PROBLEMS
 from service.users.passwords import cores
+
+logger = logging.getLogger(__name__)
+
+# Objects that may be left in cycles before they are looked for, then how many of such passes make a larger one.
+GARBAGE = (10_000, 20, 20)
 
 DATA = Path(__file__).parents[1] / ".data"  # of the embedded PostgreSQL
 
@@ -54,7 +61,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             stack.callback(startup.stop)
             _drain_at_the_end(readiness, startup)
             _end_with_the_supervisor()
+            if settings.worker_affinity:
+                logger.info(affinity.settle())
             await anyio.to_thread.run_sync(startup.begin)
+            _spare_the_collector()
             yield
 
     app = FastAPI(
@@ -80,6 +90,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     ):
         app.router.routes.extend(router.routes)  # flat, as include_router costs 8 % of a small request
     return app
+
+
+def _spare_the_collector() -> None:
+    """Leave what lives as long as the process out of every garbage collection, and collect less often.
+
+    A full pass over the modules alone takes 70 ms, in which nothing else runs: it was the p99.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GARBAGE)
 
 
 def _settings_or_exit() -> Settings:

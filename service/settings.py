@@ -65,6 +65,9 @@ class Settings(BaseModel):
     instances: int = setting(
         1, "how many copies of this service share the database, 1 to 1000: they share its connections", ge=1, le=1000
     )
+    worker_affinity: bool = setting(
+        default=True, takes="true or false: whether each worker keeps to a core of its own; its threads cannot use more"
+    )
     cors_origins: str = setting(
         "", "origins such as https://app.example.com, separated by commas; * for any, without credentials"
     )

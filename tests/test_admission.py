@@ -37,7 +37,7 @@ class Crowd:
 
     async def _hold(self, name: int) -> None:
         try:
-            async with self.admission.place():
+            async with self.admission:
                 self.entered.append(name)
                 self.inside.append(name)
                 self.most = max(self.most, len(self.inside))

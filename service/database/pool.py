@@ -5,7 +5,6 @@ one at a time, inside its own body. So a running thread always finds a connectio
 while PostgreSQL is away. The queue of requests stands before the threads, in `http/admission.py`.
 """
 
-import select
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +49,7 @@ class PooledConnection(Connection[TupleRow]):
     """A connection that knows since when it is open."""
 
     opened_at = 0.0  # on the monotonic clock
+    said_goodbye = False  # by the server, while nobody used it
 
     # Why the newest attempt to connect failed, and since when they all do; the pool itself only logs it.
     failure: Exception | None = None
@@ -66,7 +66,12 @@ class PooledConnection(Connection[TupleRow]):
             raise
         PooledConnection.failure = None
         conn.opened_at = started
+        conn.add_notice_handler(conn.heard)
         return conn
+
+    def heard(self, diagnostic: errors.Diagnostic) -> None:
+        """Take a notice; to an idle session, the server's last words come as one."""
+        self.said_goodbye |= diagnostic.severity_nonlocalized == "FATAL"
 
     @staticmethod
     def failed(exc: Exception) -> None:
@@ -156,17 +161,19 @@ class Database:
             yield
 
     def _check(self, conn: PooledConnection) -> None:
-        """Refuse a connection that died while it was idle. Costs 1 µs and no round trip for one that lives."""
-        poll = select.poll()
-        poll.register(conn.fileno(), select.POLLIN)
-        if not poll.poll(0):
-            return  # an idle connection has nothing to say, unless the server said goodbye
+        """Refuse a connection that died while it was idle.
+
+        Costs 2 µs for one that lives, no round trip, and the GIL is kept: with poll(), which lets it go, 30 µs.
+        """
         try:
-            with self._watchdog.watch(conn):
-                conn.execute("SELECT 1")  # a notice is no harm; the end of the stream raises
+            conn.pgconn.consume_input()  # read what has come, if anything; the end of the stream raises
+            conn.pgconn.is_busy()  # take in what it says
         except OperationalError:
             self._drain(conn)
             raise
+        if conn.said_goodbye:
+            self._drain(conn)
+            raise OperationalError("the server ended the session")
 
     def _drain(self, corpse: PooledConnection) -> None:
         """Replace every connection as old as `corpse`, once.

@@ -7,8 +7,7 @@ the place is given up before its answer is sent: a slow client holds neither.
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi.routing import APIRoute
@@ -40,17 +39,16 @@ class Admission:
         """How many wait for a place."""
         return len(self._queue)
 
-    @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Hold a place while the block runs. Raises Overloaded."""
+    async def __aenter__(self) -> None:
+        """Take a place, to be held while the block runs. Raises Overloaded."""
         if self.free:
             self.free -= 1
         else:
             await self._wait()
-        try:
-            yield
-        finally:
-            self._give_back()
+
+    async def __aexit__(self, *_: object) -> None:
+        """Hand the place on."""
+        self._give_back()
 
     async def _wait(self) -> None:
         if len(self._queue) >= self._queue_length:
@@ -106,9 +104,9 @@ def admitted(
                 DEADLINE.set(time.monotonic() + deadline)
                 HOLDER.set(f"{request.method} {route}")
                 if hashes(body):
-                    async with hashing.place(), threads.place():
+                    async with hashing, threads:
                         return await run_endpoint(request)
-                async with threads.place():
+                async with threads:
                     try:
                         return await run_endpoint(request)
                     except ConnectionBroke:

@@ -71,7 +71,7 @@ def routes(readiness: Readiness, threads: Admission, database: Database) -> APIR
         failed = readiness.failed
         if failed is None and threads.free:
             DEADLINE.set(time.monotonic() + PROBE_TIMEOUT)
-            async with threads.place():
+            async with threads:
                 failed = await run_in_threadpool(_probe, database)
         return render(NOT_READY, failed=failed) if failed else json_response(READY)
 

@@ -5,6 +5,8 @@ import os
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from service.affinity import everywhere
+
 # OWASP's first choice for Argon2id. One hash takes one core 19 ms and 19 MiB.
 _hasher = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1, hash_len=32, salt_len=16)
 
@@ -14,13 +16,15 @@ NOBODY = "$argon2id$v=19$m=19456,t=2,p=1$JVaaRw1TGs6dKNDtr74+TA$bQga5WV1dq5+WHhm
 
 def hash_password(password: str) -> str:
     """Return the hash to store, its parameters inside it. Costs 19 ms of one core."""
-    return _hasher.hash(password)
+    with everywhere():
+        return _hasher.hash(password)
 
 
 def is_password(password: str, stored: str) -> bool:
     """Tell whether `stored` is the hash of `password`. Costs 19 ms of one core."""
     try:
-        return _hasher.verify(stored, password)
+        with everywhere():
+            return _hasher.verify(stored, password)
     except (VerificationError, InvalidHashError):
         return False
 
