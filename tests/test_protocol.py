@@ -79,3 +79,9 @@ def test_a_body_that_does_not_come_is_given_up_at_the_deadline(hasty: Service, c
     )
     assert (answer.status_code, answer.json()["code"]) == (408, "body-too-slow")
     assert client.get("/livez").status_code == 200
+
+
+@pytest.mark.parametrize(("length", "status"), [(65_000, 200), (65_536, 431), (200_000, 431)])
+def test_a_head_of_more_than_64_kib_is_refused_however_it_comes(service: Service, length: int, status: int) -> None:
+    """The network may bring all of it at once."""
+    assert exchange(service.url, "GET /users HTTP/1.1", f"X-Long: {'x' * length}").status_code == status

@@ -21,6 +21,7 @@ class Protocol(HttpToolsProtocol):
     """Named to uvicorn in __main__.py."""
 
     _head = 0  # bytes that came since the last request, of a head that is not complete
+    _wrong = MALFORMED_REQUEST  # with what cannot be parsed
     _refused = False
     _ending = False
     _running: RequestResponseCycle | None = None  # `self.cycle` is the newest, which may still wait for this one
@@ -45,6 +46,9 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin a request."""
         self._head = 0
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > LARGEST_HEAD:
+            self._wrong = HEAD_TOO_LARGE
+            raise ValueError  # it came all at once; the parser stops here
         super().on_headers_complete()
         if self._ending:
             self.cycle.keep_alive = False
@@ -71,7 +75,7 @@ class Protocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
             self.flow.pause_reading()
             return
-        self._refuse(MALFORMED_REQUEST)
+        self._refuse(self._wrong)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
