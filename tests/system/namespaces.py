@@ -80,8 +80,12 @@ class Detour:
         run("ip", "netns", "exec", "router", "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")
 
     def _remove(self) -> None:
-        for name in ("client", "router"):  # and with them every cable
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+        for name in ("client", "router"):
+            for what in (
+                ["link", "del", f"to-{name}"],
+                ["netns", "del", name],
+            ):  # the rest goes with it, some time later
+                subprocess.run(["ip", *what], capture_output=True, check=False)
 
 
 def _cable(left: str, left_address: str, right: str, right_address: str) -> None:

@@ -1,0 +1,117 @@
+"""A crowd of clients: each sends one request at a time over a connection of its own, and does as Retry-After says."""
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass, field
+from typing import cast
+from urllib.parse import urlsplit
+
+import uvloop
+
+USERS = 1000  # with the ids from 1
+AGAIN = 1.0  # seconds, as Retry-After says; then as much again at random, so that they do not all come back together
+
+
+@dataclass
+class Crowd:
+    """What its clients got: the seconds that each answer took, by status."""
+
+    answers: dict[int, list[float]] = field(default_factory=dict)
+    alive: list[float] = field(default_factory=list)  # seconds that /livez took, meanwhile
+    seconds: float = 0.0
+
+    @property
+    def goodput(self) -> float:
+        """Answers of 200 per second."""
+        return len(self.answers.get(200, [])) / self.seconds
+
+    def quantile(self, status: int, share: float) -> float:
+        return quantile(self.answers[status], share)
+
+
+def quantile(values: list[float], share: float) -> float:
+    return sorted(values)[int(share * (len(values) - 1))]
+
+
+def crowd(url: str, size: int, seconds: float) -> Crowd:
+    """Let `size` clients come within two seconds, then count for `seconds`."""
+    return uvloop.run(_crowd(url, size, seconds))
+
+
+async def _crowd(url: str, size: int, seconds: float) -> Crowd:
+    found = Crowd(seconds=seconds)
+    host, port = str(urlsplit(url).hostname), int(urlsplit(url).port or 0)
+    loop = asyncio.get_running_loop()
+    ramp = 2.0
+    counted = loop.time() + ramp
+    until = counted + seconds
+    clients = [
+        (await loop.create_connection(lambda: _Client(found.answers, counted), host, port))[1] for _ in range(size)
+    ]
+    for number, client in enumerate(clients):
+        loop.call_later(random.random() * ramp / 2 if number else 0, client.send)
+    _, probe = await loop.create_connection(lambda: _Client({}, counted, b"/livez", once=True), host, port)
+    while loop.time() < until:
+        began = time.perf_counter()
+        probe.send()
+        await probe.answered.wait()
+        probe.answered.clear()
+        if loop.time() > counted:
+            found.alive.append(time.perf_counter() - began)
+        await asyncio.sleep(0.02)
+    lost = sum(client.gone.is_set() for client in clients)
+    assert not lost, f"{lost} connections were closed by the service"
+    for client in (*clients, probe):
+        client.leave()
+    await asyncio.gather(*(client.gone.wait() for client in (*clients, probe)))
+    return found
+
+
+class _Client(asyncio.Protocol):
+    """One of the crowd. Its answers are small: what comes is the end of one exactly when it ends with a newline."""
+
+    def __init__(
+        self, answers: dict[int, list[float]], counted: float, path: bytes = b"", *, once: bool = False
+    ) -> None:
+        self._answers = answers
+        self._counted = counted  # answers that come later count
+        self._path = path
+        self._once = once
+        self._received = b""
+        self._left = False
+        self.answered = asyncio.Event()
+        self.gone = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one, and does not say so
+        self._loop = asyncio.get_running_loop()
+
+    def send(self) -> None:
+        if not self._left:
+            path = self._path or b"/users/%d" % random.randint(1, USERS)
+            self._began = time.perf_counter()
+            self._transport.write(b"GET " + path + b" HTTP/1.1\r\nHost: crowd\r\n\r\n")
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if not self._received.endswith(b"}\n"):
+            return
+        status, self._received = int(self._received[9:12]), b""
+        if self._loop.time() > self._counted:
+            self._answers.setdefault(status, []).append(time.perf_counter() - self._began)
+        self.answered.set()
+        if self._once:
+            return
+        if status == 503:
+            self._loop.call_later(AGAIN * (1 + random.random()), self.send)
+        else:
+            self.send()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self.gone.set()
+
+    def leave(self) -> None:
+        self._left = True
+        self._transport.close()

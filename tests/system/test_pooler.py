@@ -1,0 +1,96 @@
+"""Behind PgBouncer in transaction mode, where no session belongs to the service."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import SHORT
+from tests.faults.load import Load
+from tests.faults.sessions import locked
+from tests.polling import until
+from tests.postgres import TestDatabase
+from tests.process import Service
+from tests.system.pooler import Pooler
+
+OPTIONS = {"refused": "", "ignored": "ignore_startup_parameters = options"}
+
+
+@pytest.fixture(params=OPTIONS)
+def pooler(request: pytest.FixtureRequest, database: TestDatabase) -> Iterator[Pooler]:
+    """A pooler that refuses the options of a connection, as it does unless told otherwise, or ignores them."""
+    with (
+        tempfile.TemporaryDirectory(prefix="pooler-") as folder,
+        Pooler(database, Path(folder), OPTIONS[request.param]) as pooler,
+    ):
+        yield pooler
+
+
+@pytest.fixture
+def service(pooler: Pooler) -> Iterator[Service]:
+    with Service({**pooler.environment, **SHORT}) as service:
+        yield service
+
+
+def in_use(database: TestDatabase) -> int:
+    """Count the sessions at PostgreSQL that the pooler has."""
+    with database.as_superuser() as conn:
+        row = conn.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = %s", [database.name]).fetchone()
+        assert row
+        return int(row[0])
+
+
+def test_eight_threads_share_three_sessions_and_nothing_is_lost(
+    service: Service, pooler: Pooler, database: TestDatabase, tell: Callable[[str], None]
+) -> None:
+    most = 0
+    with Load(service.url) as load:
+
+        def enough() -> bool:
+            nonlocal most
+            most = max(most, in_use(database))
+            return load.statuses()[200] > 500
+
+        until(enough, "the load runs")
+    load.reconcile(database)
+    tell(f"behind PgBouncer: {dict(load.statuses())} over {most} sessions")
+    refused = [answer for answer in load.answers if answer.status == 503]
+    assert set(load.statuses()) == {200, 201}, f"{refused}\n{service.log[-4000:]}"
+    assert most <= pooler.size
+
+
+def test_the_timeouts_hold_there_too_and_reach_nobody_else(
+    service: Service, pooler: Pooler, database: TestDatabase, tell: Callable[[str], None]
+) -> None:
+    with pooler.connect() as conn:
+        before = conn.execute("SHOW lock_timeout").fetchone()
+    with locked(database):
+        answer = service.client.get("/users")
+    tell(f"behind PgBouncer: locked table refused after {answer.elapsed.total_seconds():.2f} s, lock timeout 0.5 s")
+    assert (answer.status_code, answer.json()["code"]) == (504, "deadline-exceeded")
+    assert answer.elapsed.total_seconds() < 1, "the statement timeout, which would be the next"
+    assert [service.client.get("/users").status_code for _ in range(20)] == [200] * 20
+    for _ in range(2 * pooler.size):
+        with pooler.connect() as conn, conn.transaction():
+            for setting in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
+                assert conn.execute(f"SHOW {setting}").fetchone() == before, setting
+
+
+def test_a_restart_of_the_pooler_under_load_is_over_within_a_second(
+    service: Service, pooler: Pooler, database: TestDatabase, tell: Callable[[str], None]
+) -> None:
+    with Load(service.url) as load:
+        pooler.stop()
+        gone = time.monotonic()
+        until(lambda: load.statuses(gone)[503] > 8, "requests are refused")
+        pooler.start()
+        back = time.monotonic()
+        until(lambda: load.statuses(back + 1, "GET")[200] > 50, "reads are answered again")
+    load.reconcile(database)
+    first = load.first(200, back)
+    tell(f"restart of PgBouncer: first 200 after {first:.3f} s; {dict(load.statuses())}")
+    assert set(load.statuses()) <= {200, 201, 404, 503}
+    assert set(load.statuses(back + 1, "GET")) == {200}
+    assert first < 1
