@@ -42,7 +42,7 @@ def counted(database: TestDatabase) -> Iterator[list[int]]:
         thread.join()
 
 
-def test_a_thousand_connections_at_once_cost_no_goodput_and_nobody_waits_for_long(
+def test_a_thousand_connections_at_once_are_served_or_refused_and_nobody_waits_for_long(
     database: TestDatabase, tell: Callable[[str], None]
 ) -> None:
     with Service(database.environment) as service:
