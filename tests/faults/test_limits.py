@@ -18,6 +18,7 @@ from tests.postgres import PASSWORD, Cluster, TestDatabase, installed
 from tests.process import Service
 
 THREADS = 8  # and connections: the default
+CONNECTIONS, RESERVED = 20, 3  # of a small server, and of those for superusers
 
 
 @pytest.fixture
@@ -48,7 +49,8 @@ def healthy(service: Service, database: TestDatabase) -> None:
 @pytest.fixture
 def small() -> Iterator[Cluster]:
     """A cluster with few connections."""
-    with Cluster(installed()["18"], {"max_connections": "20", "superuser_reserved_connections": "3"}) as cluster:
+    few = {"max_connections": str(CONNECTIONS), "superuser_reserved_connections": str(RESERVED)}
+    with Cluster(installed()["18"], few) as cluster:
         yield cluster
 
 
@@ -58,19 +60,14 @@ def test_connections_used_up_by_others_are_told_as_such_and_the_service_goes_on_
     database = small.create_database()
     with Service({**database.environment, **SHORT}) as service, Load(service.url) as load:
         with ExitStack() as others:
-
-            def fill() -> None:
-                with suppress(psycopg.OperationalError):
-                    while True:
-                        others.enter_context(database.connect())
+            held: list[psycopg.Connection] = []
 
             def crowded_out() -> bool:
-                fill()
-                if not sessions(database):
-                    return True
                 terminate(database)
-                fill()  # before the service comes back
-                return False
+                with suppress(psycopg.OperationalError):
+                    while True:  # before the service comes back
+                        held.append(others.enter_context(database.connect()))
+                return len(held) == CONNECTIONS - RESERVED
 
             until(crowded_out, "others hold every connection")
             began = time.monotonic()
