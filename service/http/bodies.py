@@ -25,7 +25,7 @@ class BodyTooSlow(Exception):
 
 
 async def read_json(request: Request, *, timeout: float) -> Any:  # noqa: ANN401, ASYNC109 - any JSON; it is read nowhere else
-    """Read and parse the body; None when there is none. FastAPI finds the result in the request and uses it.
+    """Read and parse the body; None when there is none. The request keeps its bytes.
 
     Raises BodyTooSlow after `timeout` seconds, UnsupportedMediaType, MalformedJson, BodyTooLarge, and
     RequestValidationError for JSON that no number or stack of Python's can hold.
