@@ -15,6 +15,12 @@ class Supervisor(Multiprocess):
         for number in (signal.SIGTERM, signal.SIGINT):  # not after the replacement of all workers that is under way
             signal.signal(number, lambda *_: self.should_exit.set())
 
+    def keep_subprocess_alive(self) -> None:
+        """Replace each worker that has died, or that gives no sign of life."""
+        for process in self.processes:  # with our copy open, one that is killed during a ping would be waited for
+            process.child_conn.close()
+        super().keep_subprocess_alive()
+
     def terminate_all(self) -> None:
         """Have every worker finish what is in progress."""
         for listening in self.sockets:  # or a client that connects now would wait for nobody

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import httpx
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.checkout import descendants, gone, workers
@@ -181,6 +182,31 @@ def test_a_worker_killed_under_load_is_replaced_and_postgresql_is_left_clean(
     assert set(failures(load)) <= CLOSED, "the other worker takes new connections all the while"
     assert failures(load).total() <= load.clients, "each connection can break once"
     assert set(load.statuses(back + 1)) <= {200, 201, 404}
+
+
+def test_a_worker_killed_while_the_supervisor_waits_for_its_sign_of_life_is_replaced_as_soon(
+    database: TestDatabase, tell: Callable[[str], None]
+) -> None:
+    with started(database, TWO) as service:
+        all_there(service, database)
+        hung = workers(service)[0]
+        supervisor = psutil.Process(service.process.pid)
+        os.kill(hung, signal.SIGSTOP)
+        rested = time.monotonic(), supervisor.num_ctx_switches()
+
+        def waits() -> bool:
+            nonlocal rested
+            if supervisor.num_ctx_switches() != rested[1]:
+                rested = time.monotonic(), supervisor.num_ctx_switches()
+            return time.monotonic() > rested[0] + 1.5  # it asks every 0.5 s
+
+        until(waits, "the supervisor waits for the worker")
+        began = time.monotonic()
+        os.kill(hung, signal.SIGKILL)
+        until(lambda: gone([hung]) and len(workers(service)) == 2, "the worker is replaced", within=15)
+        took = time.monotonic() - began
+        all_there(service, database)
+    tell(f"a hung worker killed: replaced after {took:.2f} s")
 
 
 def test_sighup_under_load_replaces_the_workers_one_by_one(database: TestDatabase, tell: Callable[[str], None]) -> None:
