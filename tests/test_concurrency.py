@@ -1,5 +1,6 @@
 """Many clients at once: nothing collides, nothing is lost, and no more connections than threads."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.faults.sessions import locked, waiting
 from tests.parallel import at_once
 from tests.polling import until
 from tests.postgres import Cluster, TestDatabase
@@ -140,3 +142,20 @@ def test_reads_overtake_the_sign_ups_that_wait_for_a_core(client: httpx.Client) 
     assert reads == [200] * 20
     assert left > 0
     assert [each.result().status_code for each in waiting] == [201] * 64
+
+
+def test_sign_ups_that_wait_for_the_database_keep_no_core_from_the_next(cluster: Cluster) -> None:
+    database = cluster.create_database()
+    given = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(given)})  # of one core, one sign-up hashes at a time
+    try:
+        service = Service({**database.environment, **PATIENT})
+        with service, httpx.Client(base_url=service.url, timeout=60) as client:
+            new = [partial(client.post, "/users", json=user(f"waits{number}@example.com")) for number in range(4)]
+            with ThreadPoolExecutor(4) as executor:
+                with locked(database):
+                    answers = [executor.submit(call) for call in new]
+                    until(lambda: waiting(database) == 4, "all four have hashed, and wait for the table")
+                assert [answer.result().status_code for answer in answers] == [201] * 4
+    finally:
+        os.sched_setaffinity(0, given)

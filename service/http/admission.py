@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from typing import Any
 
 from fastapi.routing import APIRoute
@@ -18,6 +19,14 @@ from starlette.types import Message, Receive, Scope, Send
 from service.database.deadlines import DEADLINE, HOLDER, time_left
 from service.database.pool import ConnectionBroke
 from service.http.bodies import read_json
+
+# Gives back the core that the current request was admitted to hash on; called from its thread.
+CORE: ContextVar[Callable[[], object]] = ContextVar("CORE", default=lambda: None)
+
+
+def give_core_back() -> None:
+    """Let the next sign-up hash: this request has done so, and may wait for the database from here on."""
+    CORE.get()()
 
 
 class Overloaded(Exception):
@@ -158,14 +167,19 @@ class _Gate:
             for queue in queues:
                 await queue.take()
                 held.append(queue)
+            if self._hashing in held:
+                loop = asyncio.get_running_loop()
+                CORE.set(lambda: loop.call_soon_threadsafe(_give_back, held, self._hashing))
             await self._app(scope, receive, send)
         finally:
             _give_back(held)
 
 
-def _give_back(held: list[Admission]) -> None:
-    while held:
-        held.pop().give_back()
+def _give_back(held: list[Admission], *only: Admission) -> None:
+    """Give back every place that is still held, or those of them that `only` names."""
+    for queue in [queue for queue in held if queue in only or not only]:
+        held.remove(queue)
+        queue.give_back()
 
 
 def _again(body: bytes) -> Receive:

@@ -106,7 +106,7 @@ PROBLEMS: Table = {
         "Nothing was done. Try again after the seconds in Retry-After.", AGAIN,
     ),
     DatabaseUnavailable: Problem(
-        "database-unavailable", 503, "The database cannot be reached",
+        "database-unavailable", 503, "The database cannot serve this now",
         "The connection broke, there is none, or the server could not carry it out."
         " Try again after the seconds in Retry-After.", AGAIN,
     ),

@@ -11,6 +11,7 @@ from pydantic import MISSING
 from starlette.convertors import Convertor, register_url_convertor
 
 from service.database.pool import Database
+from service.http.admission import give_core_back
 from service.http.docs import answers
 from service.http.problems import PROBLEMS, Table
 from service.users import queries
@@ -140,6 +141,7 @@ def _fields(body: Body) -> queries.Fields:
     fields = body.model_dump(exclude={"id"})
     if "password" in fields:
         fields["password_hash"] = hash_password(fields.pop("password"))
+        give_core_back()
     return fields
 
 
