@@ -1,6 +1,6 @@
 # The default target lists the others.
 .DEFAULT_GOAL := help
-.PHONY: help install run serve test test-system check schema clean
+.PHONY: help install run serve test test-system bench check schema clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,6 +16,11 @@ BIN := .venv/bin
 .venv/.tests: .venv/.service tests/requirements.txt
 	@echo "Installing the packages of tests/requirements.txt into .venv"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
+
+.venv/.bench: .venv/.tests tests/bench/requirements.txt
+	@echo "Installing the packages of tests/bench/requirements.txt into .venv"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/bench/requirements.txt
 	@touch $@
 
 help: ## list the targets
@@ -34,6 +39,9 @@ test: .venv/.tests ## run the tests against real PostgreSQL
 
 test-system: .venv/.tests ## run the tests that need root and Debian's packages
 	@$(BIN)/python -m pytest tests/system $(ARGS)
+
+bench: .venv/.bench ## measure this service beside others, 40 minutes; ARGS=growth: how cost grows
+	@$(BIN)/python -m tests.bench $(ARGS)
 
 check: .venv/.tests ## lint, format and types
 	@$(BIN)/ruff check

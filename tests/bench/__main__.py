@@ -1,0 +1,124 @@
+"""The command line: measure against the peers (the default), measure how cost grows, or draw what was measured."""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tests.bench import growth, machine, measure, picture, report, wrk
+from tests.bench.contenders import CONTENDERS, OURS
+from tests.bench.workloads import WORKLOADS
+
+EVERYBODY = [*CONTENDERS, *measure.LIMITS]
+RESULTS = Path(__file__).with_name("results")
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+say = partial(print, flush=True)
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(prog="make bench ARGS=…", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=["peers", "growth", "draw"], default="peers")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement; one that is slow gets more")
+    parser.add_argument("--contenders", nargs="+", choices=EVERYBODY, default=EVERYBODY)
+    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("--concurrency", nargs="+", type=int, default=[], help="of every workload in every round")
+    parser.add_argument("--pin", action="store_true", help="keep each peer to one core, as ours does by itself")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder to write to")
+    options = parser.parse_args()
+    options.results.mkdir(parents=True, exist_ok=True)
+    for number in STOPS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _stop)
+    {"peers": peers, "growth": grow, "draw": draw}[options.what](options)
+
+
+def peers(options: argparse.Namespace) -> None:
+    """Measure ours against the peers. What was measured is kept after each round, and when it is interrupted."""
+    wrk.require()
+    plan = measure.Plan(
+        rounds=options.rounds,
+        seconds=options.seconds,
+        contenders=tuple(options.contenders),
+        workloads=tuple(options.workloads),
+        concurrency=tuple(options.concurrency),
+        pin=options.pin,
+    )
+    say(f"this takes about {plan.minutes():.0f} minutes; Ctrl-C keeps what was measured")
+    started = time.monotonic()
+    with measure.running(plan, say) as run:
+        described = machine.describe(run.cluster)
+        if ours := run.servers.get(OURS.name):
+            described["affinity"] = machine.affinity(ours.log)
+
+        def keep() -> None:
+            described["took"] = f"{(time.monotonic() - started) / 60:.0f} minutes"
+            samples = [asdict(sample) for sample in run.samples]
+            _save(options.results / "peers.json", {"machine": described, "samples": samples})
+
+        try:
+            for _ in run.rounds():
+                keep()
+        finally:
+            if run.samples:
+                keep()
+    draw(options)
+
+
+def grow(options: argparse.Namespace) -> None:
+    """Measure how cost grows with users, threads, workers and requests."""
+    wrk.require()
+    say("this takes about 20 minutes and 6 GB under the folder for temporary files; Ctrl-C keeps what was measured")
+    for results in growth.measure(options.rounds, options.seconds, say):
+        _save(options.results / "growth.json", results)
+    draw(options)
+
+
+def draw(options: argparse.Namespace) -> None:
+    """Make the tables and the picture from what was measured."""
+    source = options.results / "peers.json"
+    if source.exists():
+        saved = json.loads(source.read_text())
+        sections = report.comparison(saved["samples"])
+        (options.results / "peers.md").write_text(report.markdown("Against the peers", saved["machine"], sections))
+        picture.draw(saved["samples"], options.results / "peers.svg")
+    source = options.results / "growth.json"
+    if source.exists():
+        saved = json.loads(source.read_text())
+        page = report.markdown("How cost grows", saved["machine"], growth.sections(saved))
+        (options.results / "growth.md").write_text(page)
+    say(f"the tables are in {options.results}")
+
+
+def _save(path: Path, results: Mapping[str, Mapping[str, str] | Sequence[Mapping[str, Any]]]) -> None:
+    """Write JSON with a line for each row, to be compared from run to run."""
+    parts = []
+    for name, value in results.items():
+        rows = [f"  {json.dumps(row)}" for row in value] if isinstance(value, Sequence) else []
+        body = "[\n" + ",\n".join(rows) + "\n ]" if rows else json.dumps(value, indent=2)
+        parts.append(f" {json.dumps(name)}: {body}")
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    """End, and let nothing disturb what ends the servers."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        say("interrupted; ARGS=draw makes the tables of what was measured")
+        sys.exit(130)

@@ -1,0 +1,45 @@
+"""Who is measured, and how each is started: one worker process, uvloop and httptools where uvicorn serves.
+
+No peer writes an access log. Ours does write its one line per request, to a file: it cannot be switched off.
+"""
+
+import sys
+from dataclasses import dataclass
+
+UVICORN = "-m uvicorn --host 127.0.0.1 --port {port} --loop uvloop --http httptools --no-access-log --log-level warning"
+GUNICORN = "-m gunicorn --bind 127.0.0.1:{port} --workers 1 --worker-class gthread --threads 8 --log-level warning"
+PEERS = "tests.bench.peers"
+
+EVERYTHING = ("one", "page", "page1000", "create", "update", "mix")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A server to start. `command` follows the interpreter; `{port}` stands for a free port."""
+
+    name: str
+    title: str
+    command: str
+    workloads: tuple[str, ...] = EVERYTHING
+
+    def argv(self, port: int) -> list[str]:
+        """Return the command line."""
+        return [sys.executable, *self.command.format(port=port).split()]
+
+
+OURS = Contender("ours", "this service", "-m service serve")
+
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        OURS,
+        Contender("asyncpg", "async def, asyncpg, models", f"{UVICORN} {PEERS}.asyncpg_models:app"),
+        Contender("psycopg", "async def, psycopg_pool", f"{UVICORN} {PEERS}.psycopg_async:app"),
+        Contender("textbook", "def, SQLAlchemy by Depends (textbook)", f"{UVICORN} {PEERS}.sqlalchemy_textbook:app"),
+        Contender("sqlalchemy", "async def, SQLAlchemy, asyncpg", f"{UVICORN} {PEERS}.sqlalchemy_async:app"),
+        Contender("connect", "def, a connection per request", f"{UVICORN} {PEERS}.connection_per_request:app"),
+        Contender("flask", "Flask, psycopg_pool, gunicorn", f"{GUNICORN} {PEERS}.flask_threads:app"),
+        Contender("django", "Django, its pool, gunicorn", f"{GUNICORN} {PEERS}.django_threads:application"),
+        Contender("constant", "limit: FastAPI answers a constant", f"{UVICORN} {PEERS}.constant:app", ("one",)),
+    )
+}
