@@ -10,8 +10,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 
@@ -70,21 +68,17 @@ class Watchdog:
         """End the watch."""
         self._stopped.set()
 
-    @contextmanager
-    def watch(self, connection: Connection) -> Iterator[None]:
-        """Watch `connection` while the block runs. Raises DeadlineExceeded when it had to be cut."""
+    def watch(self, connection: Connection) -> Loan:
+        """Watch `connection`, in use by the current thread and request, until the loan is given to `unwatch`."""
         loan = Loan(connection, threading.get_ident(), time.monotonic(), DEADLINE.get(), copy_context())
         with self._lock:
             self._loans.add(loan)
-        try:
-            yield
-        except OperationalError as exc:
-            if loan.cut:
-                raise DeadlineExceeded("the connection was cut at the request's deadline") from exc
-            raise
-        finally:
-            with self._lock:  # after this, the watchdog can no longer touch the connection
-                self._loans.remove(loan)
+        return loan
+
+    def unwatch(self, loan: Loan) -> None:
+        """Watch no longer: after this the watchdog cannot touch the connection, and `loan.cut` tells whether it did."""
+        with self._lock:
+            self._loans.remove(loan)
 
     def _run(self) -> None:
         while not self._stopped.wait(TICK):
