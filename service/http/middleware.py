@@ -6,12 +6,12 @@ A second one, innermost, answers for a bug.
 
 import asyncio
 import logging
+import random
 import re
 import time
 from contextvars import ContextVar
-from uuid import uuid4
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -108,7 +108,7 @@ class _Exchange:
         self.started = time.perf_counter()
         self.status = 0  # until the answer starts
         given = headers.get("x-request-id", "")
-        self.request_id = given if SANE_ID.fullmatch(given) else uuid4().hex
+        self.request_id = given if SANE_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
         self._declared = int(headers.get("content-length", 0))
         # httptools takes what comes behind a head that asks for an upgrade, as curl --http2 does, for no body but,
         # when it comes in a packet of its own, for the next request: one in which a stranger may have written.
@@ -130,7 +130,7 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message)["X-Request-ID"] = self.request_id
+            message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode())]
         await self._send(message)
 
 
@@ -139,7 +139,9 @@ def _routable(scope: Scope) -> Scope:
 
     The server drops the body of an answer to HEAD.
     """
-    path = scope["path"]
+    path: str = scope["path"]
+    if scope["method"] != "HEAD" and not path.endswith(("/", "\n")):
+        return scope  # as nearly always
     if len(path) > 1 and path.endswith("/"):
         path = path[:-1]
     if path.endswith("\n"):
