@@ -21,11 +21,12 @@ from service.database import embedded
 from service.database.deadlines import Watchdog
 from service.database.pool import Database
 from service.http import docs, health
-from service.http.admission import Admission, admitted
+from service.http.admission import Admission, admitted, places
 from service.http.cors import Cors
 from service.http.health import Readiness
 from service.http.middleware import BugMiddleware, RequestMiddleware
 from service.http.problems import PROBLEMS, install
+from service.http.threads import Threads
 from service.settings import Settings
 from service.startup import Startup
 from service.users import routes as users
@@ -45,15 +46,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or _settings_or_exit()
     logs.configure()
 
-    # Threads = connections: one number, three uses. Everything else waits in `threads`, on the event loop.
-    threads = Admission(settings.worker_threads, queue_length=settings.queue_length, queue_wait=settings.queue_wait)
+    # Threads = connections: one number, two uses. Everything else waits in `queue`, on the event loop.
+    threads = Threads(settings.worker_threads)
+    queue = places(threads, queue_length=settings.queue_length, queue_wait=settings.queue_wait)
     hashing = Admission(cores(settings.workers), queue_length=settings.queue_length, queue_wait=settings.queue_wait)
-    database = Database(size=threads.limit, watchdog=Watchdog(leak_threshold=settings.leak_threshold))
+    database = Database(size=threads.size, watchdog=Watchdog(leak_threshold=settings.leak_threshold))
     readiness = Readiness()
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        anyio.to_thread.current_default_thread_limiter().total_tokens = threads.limit
         with ExitStack() as stack:
             server = stack.enter_context(embedded.running(DATA)) if settings.embedded else settings.server
             startup = Startup(server, settings, database, readiness)
@@ -65,7 +66,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 logger.info(affinity.settle())
             await anyio.to_thread.run_sync(startup.begin)
             _spare_the_collector()
-            yield
+            async with threads.running():
+                yield
 
     app = FastAPI(
         title="Users",
@@ -82,7 +84,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.add_middleware(Cors, origins=settings.allowed_origins)
     app.add_middleware(RequestMiddleware, max_body_size=settings.max_body_size)
 
-    route_class = admitted(threads, hashing, deadline=settings.request_deadline, hashes=users.hashes)
+    route_class = admitted(threads, queue, hashing, deadline=settings.request_deadline, hashes=users.hashes)
     for router in (
         users.routes(database, route_class),  # another resource: one more line here
         health.routes(readiness, threads, database),

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from service.http.admission import Admission, Overloaded
+from service.http.admission import Admission
+from service.http.threads import Overloaded
 
 LONG = 60.0  # seconds: longer than a test
 

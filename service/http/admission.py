@@ -19,6 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service.database.deadlines import DEADLINE, HOLDER, time_left
 from service.database.pool import ConnectionBroke
 from service.http.bodies import read_json
+from service.http.threads import READY, START_BY, Overloaded, Threads
 
 # Gives back the core that the current request was admitted to hash on; called from its thread.
 CORE: ContextVar[Callable[[], object]] = ContextVar("CORE", default=lambda: None)
@@ -29,10 +30,6 @@ def give_core_back() -> None:
     CORE.get()()
 
 
-class Overloaded(Exception):
-    """The queue is full, or the wait in it was too long. No thread was taken."""
-
-
 class Admission:
     """At most `limit` holders at once; at most `queue_length` wait, first come first served, `queue_wait` seconds."""
 
@@ -41,7 +38,7 @@ class Admission:
         self.limit = limit
         self.free = limit
         self._queue_length = queue_length
-        self._queue_wait = queue_wait
+        self.wait = queue_wait  # seconds
         self._queue: deque[asyncio.Future[None]] = deque()
 
     @property
@@ -79,7 +76,7 @@ class Admission:
         loop = asyncio.get_running_loop()
         turn = loop.create_future()
         self._queue.append(turn)
-        timer = loop.call_later(time_left(self._queue_wait), self._expire, turn)
+        timer = loop.call_later(time_left(self.wait), self._expire, turn)
         try:
             await turn
         except asyncio.CancelledError:
@@ -97,8 +94,14 @@ class Admission:
             turn.set_exception(Overloaded())
 
 
+def places(threads: Threads, *, queue_length: int, queue_wait: float) -> Admission:
+    """Return the queue before the threads: of those who wait in it, the first are made ready to begin."""
+    ready = min(READY * threads.size, queue_length)
+    return Admission(threads.size + ready, queue_length=queue_length - ready, queue_wait=queue_wait)
+
+
 def admitted(
-    threads: Admission, hashing: Admission, *, deadline: float, hashes: Callable[[Any], bool]
+    threads: Threads, queue: Admission, hashing: Admission, *, deadline: float, hashes: Callable[[Any], bool]
 ) -> type[APIRoute]:
     """Return the class of the routes whose endpoints run on a thread.
 
@@ -108,9 +111,9 @@ def admitted(
     """
 
     class AdmittedRoute(APIRoute):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on as they are
-            super().__init__(*args, **kwargs)
-            self.app = _Gate(self, threads, hashing, deadline, hashes)
+        def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:  # noqa: ANN401
+            super().__init__(path, threads.endpoint(endpoint), **kwargs)
+            self.app = _Gate(self, queue, hashing, deadline, hashes)
 
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             run_endpoint = super().get_route_handler()
@@ -121,6 +124,7 @@ def admitted(
                 except ConnectionBroke:
                     if request.method != "GET":
                         raise  # a write may have been carried out
+                    START_BY.set(DEADLINE.get())
                     return await run_endpoint(request)
                 finally:
                     _give_back(request.scope["held"])
@@ -140,7 +144,7 @@ class _Gate:
     def __init__(
         self,
         route: APIRoute,
-        threads: Admission,
+        queue: Admission,
         hashing: Admission,
         deadline: float,
         hashes: Callable[[Any], bool],
@@ -148,23 +152,24 @@ class _Gate:
         self._app = route.app
         self._name = route.path_format
         self._takes_body = route.body_field is not None
-        self._threads = threads
+        self._queue = queue
         self._hashing = hashing
         self._deadline = deadline
         self._hashes = hashes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        queues: tuple[Admission, ...] = (self._threads,)
+        queues: tuple[Admission, ...] = (self._queue,)
         if self._takes_body:
             request = Request(scope, receive)
             if self._hashes(await read_json(request, timeout=self._deadline)):
-                queues = (self._hashing, self._threads)
+                queues = (self._hashing, self._queue)
             receive = _again(await request.body())
         DEADLINE.set(time.monotonic() + self._deadline)
         HOLDER.set(f"{scope['method']} {self._name}")
         scope["held"] = held = []
         try:
             for queue in queues:
+                START_BY.set(time.monotonic() + time_left(queue.wait))
                 await queue.take()
                 held.append(queue)
             if self._hashing in held:

@@ -4,14 +4,13 @@ import time
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from service.database.deadlines import DEADLINE, DeadlineExceeded
 from service.database.pool import Database, DatabaseUnavailable
-from service.http.admission import Admission
 from service.http.docs import answers
 from service.http.problems import Problem, json_response, render
+from service.http.threads import START_BY, Threads
 
 PROBE_TIMEOUT = 2.0  # seconds: most orchestrators give a probe as much, or less
 
@@ -49,7 +48,7 @@ class Readiness:
             self.failed = None
 
 
-def routes(readiness: Readiness, threads: Admission, database: Database) -> APIRouter:
+def routes(readiness: Readiness, threads: Threads, database: Database) -> APIRouter:
     """Return the routes of the three questions."""
     router = APIRouter(tags=["service"])
 
@@ -69,10 +68,10 @@ def routes(readiness: Readiness, threads: Admission, database: Database) -> APIR
     async def readyz() -> Response:
         """Asks the database, over a connection that nobody needs at the moment; busy is not failed."""
         failed = readiness.failed
-        if failed is None and threads.free:
+        if failed is None and threads.idle > 0:
             DEADLINE.set(time.monotonic() + PROBE_TIMEOUT)
-            async with threads:
-                failed = await run_in_threadpool(_probe, database)
+            START_BY.set(DEADLINE.get())
+            failed = await threads.run(_probe, {"database": database})
         return render(NOT_READY, failed=failed) if failed else json_response(READY)
 
     return router

@@ -17,8 +17,8 @@ from starlette.routing import Match, Route
 
 from service.database.deadlines import DeadlineExceeded
 from service.database.pool import DatabaseUnavailable, TooManyConnections
-from service.http.admission import Overloaded
 from service.http.bodies import BodyTooLarge, BodyTooSlow, MalformedJson, UnsupportedMediaType
+from service.http.threads import Overloaded
 
 MEDIA_TYPE = "application/problem+json"
 ERRORS_SHOWN = 20  # of a 422: a body of ten thousand unknown fields gets no answer ten times its size

@@ -159,6 +159,19 @@ def test_sigterm_with_requests_queued_behind_a_locked_table_answers_each_of_them
     assert statuses.total() == 8
 
 
+def test_a_second_ctrl_c_does_not_wait_for_the_requests_in_progress(database: TestDatabase) -> None:
+    """Their threads hear no signal: the process ends when the statements do, at their limit, and the queue is cut."""
+    with started(database, {**FOUR_THREADS, "WORKERS": "1"}) as service, locked(database):
+        with ThreadPoolExecutor(6) as clients:
+            asked = [clients.submit(service.client.get, "/users/1") for _ in range(6)]
+            until(lambda: waiting(database) == 4, "every thread waits for the lock")
+            for _ in range(2):
+                service.process.send_signal(signal.SIGINT)
+                until(lambda: "Shutting down" in service.log, "it has heard the signal")
+            service.process.wait(10)
+        assert {request.result().json()["code"] for request in asked if not request.exception()} <= {"stopping"}
+
+
 def test_a_worker_killed_under_load_is_replaced_and_postgresql_is_left_clean(
     database: TestDatabase, tell: Callable[[str], None]
 ) -> None:
