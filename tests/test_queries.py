@@ -72,7 +72,7 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def scans(plan: Any) -> list[str]:
     """Return how a plan reads the table; an index read from end to end, for its order only, is no good either."""
-    found = [node for node in nodes(plan[0]["Plan"]) if "Scan" in node["Node Type"]]
+    found = [node for node in nodes(plan[0]["Plan"]) if "Scan" in node["Node Type"] and "Relation Name" in node]
     return [node["Node Type"] + ("" if "Index Cond" in node else ", whole") for node in found]
 
 

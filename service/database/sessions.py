@@ -75,6 +75,8 @@ def negotiate(server: Callable[[], str], settings: Settings) -> tuple[Session, p
     told = {
         **milliseconds,
         "timezone": "UTC",
+        # Every statement here has one good plan. Without this a page was planned anew each time: a fifth of its cost.
+        "plan_cache_mode": "force_generic_plan",
         "tcp_user_timeout": TCP_USER_TIMEOUT,
         **{f"tcp_keepalives_{name}": value for name, value in KEEPALIVES.items()},
     }
