@@ -55,7 +55,9 @@ def main() -> None:
 
 def run(settings: Settings) -> None:
     """Develop: one process that starts anew when a file under service/ changes."""
-    _start(settings.model_copy(update={"workers": 1}), reload=True)
+    form = settings.log_format if "log_format" in settings.model_fields_set else "text"
+    os.environ["LOG_FORMAT"] = form  # for the process that it starts
+    _start(settings.model_copy(update={"workers": 1, "log_format": form}), reload=True)
 
 
 def serve(settings: Settings) -> None:
@@ -83,7 +85,7 @@ def schema(settings: Settings) -> None:
 
 def _start(settings: Settings, *, reload: bool) -> None:
     _check_address(settings)
-    logs.configure()
+    logs.configure(settings.log_format)
     with _server(settings) as server:
         try:
             prepare_server(server, settings, say)

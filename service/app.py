@@ -1,5 +1,6 @@
 """The wiring, top to bottom."""
 
+import asyncio
 import gc
 import logging
 import multiprocessing
@@ -8,19 +9,20 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import FrameType
 
 import anyio.to_thread
 from fastapi import FastAPI
+from starlette.routing import Route
 
 from service import affinity, logs
 from service import settings as environment
 from service.database import embedded
 from service.database.deadlines import Watchdog
 from service.database.pool import Database
-from service.http import docs, health
+from service.http import docs, health, operator
 from service.http.admission import Admission, admitted, places
 from service.http.cors import Cors
 from service.http.health import Readiness
@@ -29,6 +31,8 @@ from service.http.problems import PROBLEMS, install
 from service.http.threads import Threads
 from service.settings import Settings
 from service.startup import Startup
+from service.status import Parts, Status
+from service.telemetry import metrics
 from service.users import routes as users
 from service.users.errors import USER_PROBLEMS
 from service.users.passwords import cores
@@ -44,18 +48,21 @@ DATA = Path(__file__).parents[1] / ".data"  # of the embedded PostgreSQL
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Return the service, ready to be started by an ASGI server; it connects when it is."""
     settings = settings or _settings_or_exit()
-    logs.configure()
+    logs.configure(settings.log_format)
 
     # Threads = connections: one number, two uses. Everything else waits in `queue`, on the event loop.
     threads = Threads(settings.worker_threads)
     queue = places(threads, queue_length=settings.queue_length, queue_wait=settings.queue_wait)
-    hashing = Admission(cores(settings.workers), queue_length=settings.queue_length, queue_wait=settings.queue_wait)
+    hashing = Admission(
+        cores(settings.workers), name="hashing", queue_length=settings.queue_length, queue_wait=settings.queue_wait
+    )
     database = Database(size=threads.size, watchdog=Watchdog(leak_threshold=settings.leak_threshold))
     readiness = Readiness()
+    status = Status(Parts(threads, queue, hashing, database))
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        with ExitStack() as stack:
+        async with AsyncExitStack() as stack:
             server = stack.enter_context(embedded.running(DATA)) if settings.embedded else settings.server
             startup = Startup(server, settings, database, readiness)
             stack.callback(database.close)
@@ -66,8 +73,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 logger.info(affinity.settle())
             await anyio.to_thread.run_sync(startup.begin)
             _spare_the_collector()
-            async with threads.running():
-                yield
+            await stack.enter_async_context(threads.running())
+            telling = asyncio.create_task(status.tell())
+            stack.callback(telling.cancel)
+            yield
 
     app = FastAPI(
         title="Users",
@@ -88,9 +97,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in (
         users.routes(database, route_class),  # another resource: one more line here
         health.routes(readiness, threads, database),
+        operator.routes(settings),
         docs.routes(app),
     ):
         app.router.routes.extend(router.routes)  # flat, as include_router costs 8 % of a small request
+    metrics.declare(
+        (route.path_format, sorted(route.methods or ())) for route in app.routes if isinstance(route, Route)
+    )
     return app
 
 

@@ -1,63 +1,174 @@
-"""One line for each event, with the id of the request it belongs to."""
+"""One line for each event, with the id of the request it belongs to: JSON for machines, or text for eyes."""
 
+import asyncio
+import json
 import logging
-import logging.config
+import os
 import re
+import sys
+import threading
 import time
+from collections import deque
+from http import HTTPStatus
 from typing import Any
 
-from service.http.middleware import REQUEST_ID
+from service.telemetry.record import RECORD, Record
 
 # PostgreSQL quotes the whole row there, and with it somebody's email and the hash of a password.
 DETAIL = re.compile(r"\nDETAIL:.*?(?=\n\n|\Z)", re.DOTALL)
 
+# What psycopg's pool tells of every connection that is lost or cannot be made. In an outage there are thousands, and
+# the service tells its beginning and its end instead: see database/pool.py.
+REPEATED = ("error connecting in", "reconnection attempt in", "discarding ")
 
-class _Formatter(logging.Formatter):
+COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "41"}
+
+POLLED = "/pool"  # twice a second by its page, which tells of nothing but itself
+
+
+class _Text(logging.Formatter):
+    """2026-11-25 02:10:00,123 INFO    [request id] words."""
+
     _second = -1
     _words = ""
 
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802 - the library's
-        if int(record.created) != self._second:  # once a second: it is a third of the cost of a line
-            self._second = int(record.created)
-            self._words = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._second))
-        return f"{self._words},{int(record.msecs):03d}"
+    def __init__(self, *, coloured: bool) -> None:
+        super().__init__()
+        self._coloured = coloured
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = f"{self.at(record.created)} {self.level(record.levelname)} [{RECORD.get().request_id}]"
+        text = f"{text} {record.getMessage()}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+    def request(self, record: Record) -> str:
+        times = ((record.queued_to_hash, "for a core"), (record.queued, "queued"), (record.held, "held"))
+        more = ", ".join(f"{seconds * 1000:.1f} {what}" for seconds, what in times if seconds is not None)
+        return (
+            f"{self.at(time.time())} {self.level('INFO')} [{record.request_id}] {record.method} {record.path}"
+            f" {record.status} {record.duration * 1000:.1f} ms"
+            f"{more and f' ({more})'}{record.code and f' {record.code}'}"
+        )
+
+    def at(self, moment: float) -> str:
+        second = int(moment)
+        if second != self._second:  # once a second: it is a third of the cost of a line
+            self._second, self._words = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+        return f"{self._words},{int(moment * 1000) % 1000:03d}"
+
+    def level(self, name: str) -> str:
+        return f"\x1b[{COLOURS.get(name, '0')}m{name:7}\x1b[0m" if self._coloured else f"{name:7}"
 
     def formatException(self, ei: Any) -> str:  # noqa: ANN401, N802 - the library's
         return DETAIL.sub("", super().formatException(ei))
 
 
-class _RequestId(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = REQUEST_ID.get()
-        return True
+class _Json(_Text):
+    """The same as one object a line; times are in UTC and in seconds."""
+
+    def __init__(self) -> None:
+        super().__init__(coloured=False)
+
+    def format(self, record: logging.LogRecord) -> str:
+        members = {
+            "time": self.at(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "request_id": RECORD.get().request_id,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            members["exception"] = self.formatException(record.exc_info)
+        return json.dumps(members)
+
+    def request(self, record: Record) -> str:
+        # Put together by hand, as json.dumps takes 6 µs: only the method and the path may hold what must be escaped.
+        line = (
+            f'{{"time":"{self.at(time.time())}","level":"info","logger":"service.request"'
+            f',"request_id":"{record.request_id}","method":{json.dumps(record.method)},"path":{json.dumps(record.path)}'
+            f',"route":"{record.route}","status":{record.status},"seconds":{record.duration:.6f}'
+        )
+        for name, seconds in (
+            ("queued_to_hash", record.queued_to_hash),
+            ("queued", record.queued),
+            ("held", record.held),
+        ):
+            if seconds is not None:
+                line += f',"{name}":{seconds:.6f}'
+        return f'{line},"code":"{record.code}"}}' if record.code else line + "}"
+
+    def at(self, moment: float) -> str:
+        second = int(moment)
+        if second != self._second:
+            self._second, self._words = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._words}.{int(moment * 1000) % 1000:03d}Z"
 
 
-def configure() -> None:
-    """Send the records of the service, uvicorn and psycopg to standard output, in one form."""
+class _Stdout(logging.Handler):
+    """Standard output. The lines of requests are written together, once in each turn of the event loop."""
+
+    def __init__(self, form: _Text) -> None:
+        super().__init__()
+        self.setFormatter(form)
+        self._form = form
+        self._lines: deque[str] = deque()
+        self._comes = False  # the turn's end, at which they are written
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.append(self.format(record))
+        except Exception:  # noqa: BLE001 - as the library's own handlers do
+            self.handleError(record)
+        self.flush()
+
+    def tell(self, record: Record) -> None:
+        self._lines.append(self._form.request(record))
+        if not self._comes:
+            self._comes = True
+            asyncio.get_running_loop().call_soon(self._turn_ends)
+
+    def _turn_ends(self) -> None:
+        self._comes = False
+        self.flush()
+
+    def flush(self) -> None:
+        with _WRITING:
+            lines = [self._lines.popleft() for _ in range(len(self._lines))]
+            if lines:
+                try:
+                    sys.stdout.write("\n".join([*lines, ""]))
+                    sys.stdout.flush()
+                except (OSError, ValueError):
+                    pass  # whoever read it has gone; the requests have not
+
+
+_WRITING = threading.RLock()
+_STDOUT = _Stdout(_Json())
+
+
+def tell(record: Record) -> None:
+    """Tell of a request that has ended. To be called on the event loop."""
+    if record.path != POLLED or record.status != HTTPStatus.OK:
+        _STDOUT.tell(record)
+
+
+def configure(form: str) -> None:
+    """Send the records of the service, uvicorn and psycopg to standard output, as "json" or "text"."""
+    global _STDOUT  # noqa: PLW0603 - as there is one standard output
+    _STDOUT = _Stdout(
+        _Json() if form == "json" else _Text(coloured=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+    )
     # What no line shows is not found out, as the library's documentation has it: 5.5 µs a line in place of 7.9.
     logging._srcfile = None  # noqa: SLF001
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging.config.dictConfig(
-        {
-            "version": 1,
-            "disable_existing_loggers": False,
-            "filters": {"request_id": {"()": _RequestId}},
-            "formatters": {
-                "line": {"()": _Formatter, "fmt": "%(asctime)s %(levelname)-7s [%(request_id)s] %(message)s"}
-            },
-            "handlers": {
-                "stdout": {
-                    "class": "logging.StreamHandler",
-                    "stream": "ext://sys.stdout",
-                    "formatter": "line",
-                    "filters": ["request_id"],
-                }
-            },
-            "root": {"level": "INFO", "handlers": ["stdout"]},
-            "loggers": {
-                "uvicorn": {"level": "INFO", "handlers": [], "propagate": True},
-                "uvicorn.access": {"level": "WARNING", "handlers": [], "propagate": False},  # http/middleware.py has it
-                "psycopg": {"level": "WARNING"},  # the pool tells every checkout at INFO
-            },
-        }
-    )
+    logging.basicConfig(level=logging.INFO, handlers=[_STDOUT], force=True)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+    logging.getLogger("uvicorn.access").disabled = True  # http/middleware.py tells of requests
+    logging.getLogger("psycopg").setLevel(logging.WARNING)  # the pool tells every checkout at INFO
+    logging.getLogger("psycopg.pool").addFilter(_not_repeated)
+
+
+def _not_repeated(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(REPEATED)

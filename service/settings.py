@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
@@ -67,6 +67,10 @@ class Settings(BaseModel):
     )
     worker_affinity: bool = setting(
         default=True, takes="true or false: whether each worker keeps to a core of its own; its threads cannot use more"
+    )
+    log_format: Literal["json", "text"] = setting("json", "json or text; `make run` takes text unless told")
+    operator_key: SecretStr | None = setting(
+        None, "the password that GET /pool asks for, 16 characters or more; unset: it answers this machine only"
     )
     cors_origins: str = setting(
         "", "origins such as https://app.example.com, separated by commas; * for any, without credentials"
@@ -126,6 +130,12 @@ class Settings(BaseModel):
             raise ValueError(
                 f"QUEUE_WAIT={self.queue_wait:g} must be shorter than REQUEST_DEADLINE={self.request_deadline:g}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _operator_key_is_long(self) -> Self:
+        if self.operator_key is not None and len(self.operator_key.get_secret_value()) < 16:  # noqa: PLR2004
+            raise ValueError(f"OPERATOR_KEY is too short: it takes {takes('operator_key')}")
         return self
 
     @model_validator(mode="after")

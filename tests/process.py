@@ -24,7 +24,7 @@ def environment(settings: Mapping[str, str], checkout: Path = CHECKOUT) -> dict[
     ours = {name.upper() for name in Settings.model_fields}
     theirs = {name: value for name, value in os.environ.items() if name not in ours}
     blank = dict.fromkeys(ours, "") if checkout == CHECKOUT else {}  # a blank one is as good as unset
-    return theirs | blank | dict(settings)
+    return theirs | blank | {"LOG_FORMAT": "text"} | dict(settings)
 
 
 class Service:

@@ -75,7 +75,7 @@ def crowd(
     async def play(scene: Callable[[Crowd], Coroutine[Any, Any, None]]) -> None:
         errors: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
-        crowd = Crowd(Admission(limit, queue_length=queue_length, queue_wait=queue_wait))
+        crowd = Crowd(Admission(limit, name="threads", queue_length=queue_length, queue_wait=queue_wait))
         await scene(crowd)
         await crowd.go_home()
         assert errors == []

@@ -3,6 +3,7 @@ import re
 import subprocess
 
 from service.http.health import NOT_READY
+from service.http.operator import OPERATOR_ONLY, WRONG_KEY
 from service.http.problems import CORS_REFUSED, HEAD_TOO_LARGE, MALFORMED_REQUEST, PROBLEMS, STOPPING
 from service.settings import Settings
 from service.users.errors import USER_PROBLEMS
@@ -64,6 +65,8 @@ def test_the_readme_lists_every_code_of_an_error_with_its_status() -> None:
         MALFORMED_REQUEST,
         HEAD_TOO_LARGE,
         STOPPING,
+        OPERATOR_ONLY,
+        WRONG_KEY,
     ]
     rows = re.findall(r"^\| `([a-z-]+)` \| (\d+) \|", README, re.MULTILINE)
     assert sorted(set(rows)) == sorted({(problem.code, str(problem.status)) for problem in problems})

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 
 from psycopg import Connection, OperationalError
 
+from service.telemetry import metrics
+from service.telemetry.record import RECORD
+
 logger = logging.getLogger(__name__)
 
 TICK = 0.1  # seconds between two looks: how late a deadline may be
 
 # The monotonic time at which the current request must be answered; 0 outside a request.
 DEADLINE: ContextVar[float] = ContextVar("DEADLINE", default=0.0)
-
-# What the current request is, for the report of a leak.
-HOLDER: ContextVar[str] = ContextVar("HOLDER", default="")
 
 
 def time_left(seconds: float) -> float:
@@ -54,7 +54,6 @@ class Watchdog:
 
     def __init__(self, *, leak_threshold: float) -> None:
         """Report a loan after `leak_threshold` seconds; each loan's deadline is its request's own."""
-        self.leaks = 0
         self._leak_threshold = leak_threshold
         self._loans: set[Loan] = set()
         self._lock = threading.Lock()
@@ -80,6 +79,12 @@ class Watchdog:
         with self._lock:
             self._loans.remove(loan)
 
+    def holders(self) -> list[tuple[float, str]]:
+        """Return since when each connection in use is held, and by which route, the longest first."""
+        with self._lock:
+            loans = [(loan.since, loan.context.get(RECORD)) for loan in self._loans]
+        return sorted((since, f"{record.method} {record.route}" if record else "") for since, record in loans)
+
     def _run(self) -> None:
         while not self._stopped.wait(TICK):
             now = time.monotonic()
@@ -89,9 +94,10 @@ class Watchdog:
                     if loan.deadline and now > loan.deadline and not loan.cut:
                         loan.cut = True  # before the thread can wake up and ask
                         loan.cut = _shut_down(loan.connection)  # or once more at the next look
+                        metrics.CUT.add(number=loan.cut)
             for loan in leaks:  # without the lock: a log that blocks must not keep anybody from a connection
                 loan.reported = True
-                self.leaks += 1
+                metrics.LEAKS.add()
                 loan.context.run(_report, loan, now)
 
 
@@ -113,4 +119,5 @@ def _shut_down(connection: Connection) -> bool:
 def _report(loan: Loan, now: float) -> None:
     frame = sys._current_frames().get(loan.thread)  # noqa: SLF001 - documented for exactly this
     stack = "".join(traceback.format_stack(frame)) if frame else "the thread has ended\n"
-    logger.warning("connection held for %.1f s by %s:\n%s", now - loan.since, HOLDER.get() or "nobody known", stack)
+    record = RECORD.get()
+    logger.warning("connection held for %.1f s by %s %s:\n%s", now - loan.since, record.method, record.route, stack)

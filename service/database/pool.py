@@ -5,6 +5,8 @@ one at a time, inside its own body. So a running thread always finds a connectio
 while PostgreSQL is away. The queue of requests stands before the threads, in `http/admission.py`.
 """
 
+import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,6 +20,10 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 from service.database.deadlines import DeadlineExceeded, Watchdog, time_left
 from service.database.sessions import Session
 from service.settings import SettingsError
+from service.telemetry import metrics
+from service.telemetry.record import RECORD
+
+logger = logging.getLogger(__name__)
 
 # Seconds that requests wait when PostgreSQL has just gone, to ride over a fast restart. Counted from the first
 # failure to connect: in an outage that lasts longer, a request is refused after the second number.
@@ -55,6 +61,7 @@ class PooledConnection(Connection[TupleRow]):
     # Why the newest attempt to connect failed, and since when they all do; the pool itself only logs it.
     failure: Exception | None = None
     failing_since = 0.0
+    failures = 0
 
     @classmethod
     def connect(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401 - passed on to psycopg as they are
@@ -65,7 +72,8 @@ class PooledConnection(Connection[TupleRow]):
         except OperationalError as exc:
             PooledConnection.failed(exc)
             raise
-        PooledConnection.failure = None
+        metrics.CREATE_TIME.observe(time.monotonic() - started)
+        PooledConnection.worked()
         conn.opened_at = started
         conn.add_notice_handler(conn.heard)
         return conn
@@ -76,10 +84,22 @@ class PooledConnection(Connection[TupleRow]):
 
     @staticmethod
     def failed(exc: Exception) -> None:
-        """Remember that no connection could be made."""
+        """Remember that no connection could be made; tell it once."""
+        metrics.CREATE_FAILED.add()
         if PooledConnection.failure is None:
             PooledConnection.failing_since = time.monotonic()
+            PooledConnection.failures = 0
+            logger.error("cannot connect: %s", " ".join(str(exc).split()))
+        PooledConnection.failures += 1
         PooledConnection.failure = exc
+
+    @staticmethod
+    def worked() -> None:
+        """Remember that a connection could be made; tell the end of an outage once."""
+        if PooledConnection.failure is not None:
+            away = time.monotonic() - PooledConnection.failing_since
+            logger.info("connected again, %.1f s and %d attempts later", away, PooledConnection.failures)
+        PooledConnection.failure = None
 
 
 class Database:
@@ -91,6 +111,8 @@ class Database:
         self._watchdog = watchdog
         self._drained_at = 0.0
         self._preamble = ""
+        self._connected = 0  # how often
+        self._counting = threading.Lock()
         self._pool: ConnectionPool[PooledConnection] | None = None
 
     def open(self, session: Session) -> None:
@@ -111,10 +133,22 @@ class Database:
             min_size=self._size,
             max_size=self._size,
             open=True,
+            configure=self._opened,
             check=self._check,
             reconnect_timeout=RECONNECT_TIMEOUT,
         )
         self._watchdog.start()
+
+    @property
+    def connections(self) -> tuple[int, int, int]:
+        """How many are open, how many of them are lent, and how many threads wait for one."""
+        stats = self._pool.get_stats() if self._pool else {}
+        size, idle = stats.get("pool_size", 0), stats.get("pool_available", 0)
+        return size, size - idle, stats.get("requests_waiting", 0)
+
+    def holders(self) -> list[tuple[float, str]]:
+        """Return since when each lent connection is held, and by which route, the longest first."""
+        return self._watchdog.holders()
 
     def close(self) -> None:
         """Close every connection; one that is lent is closed when it comes back."""
@@ -142,6 +176,12 @@ class Database:
         with lent as conn, conn.transaction():
             conn.execute(self._preamble.encode())
             yield conn
+
+    def _opened(self, _conn: PooledConnection) -> None:
+        with self._counting:
+            self._connected += 1
+            if self._connected > self._size:
+                metrics.RECONNECTS.add()
 
     def _check(self, conn: PooledConnection) -> None:
         """Refuse a connection that died while it was idle.
@@ -172,7 +212,7 @@ class Database:
 class _Lent:
     """A connection, from the pool and back. As nested generators, its steps cost 4 % of a small request."""
 
-    __slots__ = ("_conn", "_drain", "_loan", "_pool", "_watchdog")
+    __slots__ = ("_conn", "_drain", "_loan", "_pool", "_record", "_watchdog")
 
     def __init__(
         self,
@@ -185,17 +225,22 @@ class _Lent:
         self._drain = drain
 
     def __enter__(self) -> PooledConnection:
+        started = time.monotonic()
         try:
             self._conn = self._pool.getconn(_patience())
         except (PoolTimeout, PoolClosed) as exc:
+            metrics.TIMEOUTS.add()
             raise _reason() from exc
         self._loan = self._watchdog.watch(self._conn)
+        self._record = RECORD.get()
+        self._record.waited = (self._record.waited or 0) + self._loan.since - started
         return self._conn
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._watchdog.unwatch(self._loan)
+        self._record.held = (self._record.held or 0) + time.monotonic() - self._loan.since
         try:
             if isinstance(exc, Error) and (meant := self._meant(exc)):
                 raise meant from exc

@@ -16,10 +16,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from service.database.deadlines import DEADLINE, HOLDER, time_left
+from service.database.deadlines import DEADLINE, time_left
 from service.database.pool import ConnectionBroke
 from service.http.bodies import read_json
 from service.http.threads import READY, START_BY, Overloaded, Threads
+from service.telemetry import metrics
+from service.telemetry.record import RECORD
 
 # Gives back the core that the current request was admitted to hash on; called from its thread.
 CORE: ContextVar[Callable[[], object]] = ContextVar("CORE", default=lambda: None)
@@ -33,11 +35,12 @@ def give_core_back() -> None:
 class Admission:
     """At most `limit` holders at once; at most `queue_length` wait, first come first served, `queue_wait` seconds."""
 
-    def __init__(self, limit: int, *, queue_length: int, queue_wait: float) -> None:
-        """Make `limit` places. To be used on one event loop only."""
+    def __init__(self, limit: int, *, name: str, queue_length: int, queue_wait: float) -> None:
+        """Make `limit` places, to be counted under `name`. To be used on one event loop only."""
         self.limit = limit
         self.free = limit
-        self._queue_length = queue_length
+        self.length = queue_length
+        self._name = name
         self.wait = queue_wait  # seconds
         self._queue: deque[asyncio.Future[None]] = deque()
 
@@ -71,7 +74,8 @@ class Admission:
         self.free += 1
 
     async def _wait(self) -> None:
-        if len(self._queue) >= self._queue_length:
+        if len(self._queue) >= self.length:
+            metrics.REFUSED.add(self._name, "full")
             raise Overloaded
         loop = asyncio.get_running_loop()
         turn = loop.create_future()
@@ -91,13 +95,14 @@ class Admission:
     def _expire(self, turn: asyncio.Future[None]) -> None:
         if not turn.done():
             self._queue.remove(turn)
+            metrics.REFUSED.add(self._name, "late")
             turn.set_exception(Overloaded())
 
 
 def places(threads: Threads, *, queue_length: int, queue_wait: float) -> Admission:
     """Return the queue before the threads: of those who wait in it, the first are made ready to begin."""
     ready = min(READY * threads.size, queue_length)
-    return Admission(threads.size + ready, queue_length=queue_length - ready, queue_wait=queue_wait)
+    return Admission(threads.size + ready, name="threads", queue_length=queue_length - ready, queue_wait=queue_wait)
 
 
 def admitted(
@@ -124,6 +129,7 @@ def admitted(
                 except ConnectionBroke:
                     if request.method != "GET":
                         raise  # a write may have been carried out
+                    metrics.RETRIES.add()
                     START_BY.set(DEADLINE.get())
                     return await run_endpoint(request)
                 finally:
@@ -165,13 +171,20 @@ class _Gate:
                 queues = (self._hashing, self._queue)
             receive = _again(await request.body())
         DEADLINE.set(time.monotonic() + self._deadline)
-        HOLDER.set(f"{scope['method']} {self._name}")
+        record = RECORD.get()
+        record.route = self._name
         scope["held"] = held = []
         try:
             for queue in queues:
-                START_BY.set(time.monotonic() + time_left(queue.wait))
+                came = time.monotonic()
+                START_BY.set(came + time_left(queue.wait))
                 await queue.take()
                 held.append(queue)
+                waited = time.monotonic() - came
+                if queue is self._hashing:
+                    record.queued_to_hash = waited
+                else:
+                    record.queued = waited
             if self._hashing in held:
                 loop = asyncio.get_running_loop()
                 CORE.set(lambda: loop.call_soon_threadsafe(_give_back, held, self._hashing))

@@ -1,31 +1,28 @@
 """What happens to every request, whatever its path: one plain ASGI middleware, outermost.
 
-It names the request, accepts a trailing slash, lets GET answer HEAD, limits the body and logs one line.
-A second one, innermost, answers for a bug.
+It names the request, accepts a trailing slash, lets GET answer HEAD, limits the body, and counts and logs what
+became of it. A second one, innermost, answers for a bug.
 """
 
 import asyncio
 import logging
 import random
 import re
-import time
-from contextvars import ContextVar
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import logs
 from service.http.bodies import BodyTooLarge
 from service.http.problems import MALFORMED_REQUEST, STOPPING, Table, find, render
+from service.telemetry import metrics
+from service.telemetry.record import RECORD, Record
 
 logger = logging.getLogger(__name__)
 
-REQUEST_ID: ContextVar[str] = ContextVar("REQUEST_ID", default="-")
-
 # What a client may call its request: enough for a UUID or a trace id, nothing that could forge a log line.
 SANE_ID = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
-
-CLIENT_GONE = 499  # nginx's status, for the log only: nobody is there to be answered
 
 
 class RequestMiddleware:
@@ -41,21 +38,27 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = _Exchange(Headers(scope=scope), receive, send, self.max_body_size)
-        REQUEST_ID.set(exchange.request_id)
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        record = Record(
+            given if SANE_ID.fullmatch(given) else f"{random.getrandbits(128):032x}",
+            scope["method"],
+            scope["raw_path"].decode("ascii", "backslashreplace"),  # still encoded: it cannot forge a log line
+        )
+        RECORD.set(record)
+        exchange = _Exchange(record, headers, receive, send, self.max_body_size)
+        routed = _routable(scope)
         try:
             if exchange.lost_its_body:
                 await render(MALFORMED_REQUEST)(scope, exchange.receive, exchange.send)
             else:
-                await self.app(_routable(scope), exchange.receive, exchange.send)
+                await self.app(routed, exchange.receive, exchange.send)
         finally:
-            logger.info(
-                "%s %s %d %.1f ms",
-                scope["method"],
-                scope["raw_path"].decode("ascii", "backslashreplace"),  # still encoded: it cannot forge a log line
-                exchange.status or CLIENT_GONE,
-                (time.perf_counter() - exchange.started) * 1000,
-            )
+            record.end()
+            if route := routed.get("route"):
+                record.route = route.path_format
+            metrics.note(record)
+            logs.tell(record)
 
 
 class BugMiddleware:
@@ -97,18 +100,13 @@ class _Exchange:
         "_limit",
         "_receive",
         "_received",
+        "_record",
         "_send",
         "lost_its_body",
-        "request_id",
-        "started",
-        "status",
     )
 
-    def __init__(self, headers: Headers, receive: Receive, send: Send, limit: int) -> None:
-        self.started = time.perf_counter()
-        self.status = 0  # until the answer starts
-        given = headers.get("x-request-id", "")
-        self.request_id = given if SANE_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+    def __init__(self, record: Record, headers: Headers, receive: Receive, send: Send, limit: int) -> None:
+        self._record = record
         self._declared = int(headers.get("content-length", 0))
         # httptools takes what comes behind a head that asks for an upgrade, as curl --http2 does, for no body but,
         # when it comes in a packet of its own, for the next request: one in which a stranger may have written.
@@ -129,8 +127,8 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
-            message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode())]
+            self._record.status = message["status"]
+            message["headers"] = [*message["headers"], (b"x-request-id", self._record.request_id.encode())]
         await self._send(message)
 
 

@@ -19,6 +19,8 @@ from service.database.deadlines import DeadlineExceeded
 from service.database.pool import DatabaseUnavailable, TooManyConnections
 from service.http.bodies import BodyTooLarge, BodyTooSlow, MalformedJson, UnsupportedMediaType
 from service.http.threads import Overloaded
+from service.telemetry import metrics
+from service.telemetry.record import RECORD
 
 MEDIA_TYPE = "application/problem+json"
 ERRORS_SHOWN = 20  # of a 422: a body of ten thousand unknown fields gets no answer ten times its size
@@ -36,6 +38,10 @@ class Problem:
     title: str
     detail: str
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Be counted."""
+        metrics.PROBLEMS.extend([(self.code,)])
 
     def members(self) -> dict[str, Any]:
         """Return what every answer with this problem says."""
@@ -151,6 +157,7 @@ def find(table: Table, exc: Exception) -> Problem:
 
 def render(problem: Problem, *, headers: Mapping[str, str] | None = None, **members: Any) -> Response:  # noqa: ANN401
     """Return the answer for `problem`, with more headers and members where a kind of error has them."""
+    RECORD.get().code = problem.code
     return json_response(
         {**problem.members(), **members}, problem.status, {**problem.headers, **(headers or {})}, MEDIA_TYPE
     )

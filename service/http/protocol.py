@@ -7,6 +7,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.http.problems import HEAD_TOO_LARGE, MALFORMED_REQUEST, Problem, render
+from service.telemetry import metrics
 
 LARGEST_HEAD = 65_536  # bytes: eight times what browsers and proxies send; httptools itself has no limit
 
@@ -82,6 +83,7 @@ class Protocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _refuse(self, problem: Problem) -> None:
+        metrics.PROBLEMS.add(problem.code)
         response = render(problem, headers={"X-Request-ID": uuid4().hex})
         status = HTTPStatus(response.status_code)
         head = b"".join(name + b": " + value + b"\r\n" for name, value in response.raw_headers)

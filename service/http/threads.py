@@ -17,6 +17,9 @@ from typing import Any
 
 from anyio import to_thread
 
+from service.telemetry import metrics
+from service.telemetry.record import RECORD
+
 # Calls that may be ready for each thread, so that one that is done has its next at once. With none of them a thread
 # slept until the event loop had admitted a request and checked it. Requests/s at 64 clients with 0, 1, 3 and 7:
 # 1, 1.16, 1.3 and 1.2.
@@ -39,13 +42,14 @@ class Overloaded(Exception):
 class _Call:
     """One call, on its way to a thread and back."""
 
-    __slots__ = ("_function", "_unclaimed", "answer", "arguments", "context", "loop", "start_by")
+    __slots__ = ("_function", "_unclaimed", "answer", "arguments", "context", "loop", "ready_at", "start_by")
 
     def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
         self._function = function
         self.arguments = arguments
         self.context = copy_context()
         self.start_by = START_BY.get()
+        self.ready_at = time.monotonic()
         self.loop = asyncio.get_running_loop()
         self.answer: asyncio.Future[Outcome] = self.loop.create_future()
         self._unclaimed = [True]
@@ -62,6 +66,8 @@ class _Call:
             return False
 
     def carry_out(self) -> Outcome:
+        record = RECORD.get()
+        record.queued = (record.queued or 0) + time.monotonic() - self.ready_at
         try:
             return self._function(**self.arguments), None
         except BaseException as exc:  # noqa: BLE001 - it is raised where the call is awaited
@@ -142,6 +148,7 @@ class Threads:
         while self._waiting and (now > self._waiting[0].start_by or not self._waiting[0].waits):
             call = self._waiting.popleft()
             if call.claim():
+                metrics.REFUSED.add("threads", "late")
                 call.settle((None, Overloaded()))
         self._looks = bool(self._waiting)
         if self._looks:

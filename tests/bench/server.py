@@ -22,6 +22,7 @@ from tests.process import CHECKOUT, environment
 
 # Every client shall be served, as the peers do: by default 256 may wait, for 2 s, and the others are refused at once.
 SETTINGS = {
+    "LOG_FORMAT": "json",  # as it is unless told otherwise
     "QUEUE_LENGTH": "1000",
     "QUEUE_WAIT": "50",
     "REQUEST_DEADLINE": "60",

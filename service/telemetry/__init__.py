@@ -1,0 +1,1 @@
+"""What happened: noted for each request, counted for all workers together."""
