@@ -32,7 +32,7 @@ from service.http.threads import Threads
 from service.settings import Settings
 from service.startup import Startup
 from service.status import Parts, Status
-from service.telemetry import metrics
+from service.telemetry import metrics, traces
 from service.users import routes as users
 from service.users.errors import USER_PROBLEMS
 from service.users.passwords import cores
@@ -85,6 +85,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         openapi_url=None,  # http/docs.py has it
         redirect_slashes=False,  # http/middleware.py answers both forms
+        telemetry=traces.CONFIGURATION,
     )
     table = {**PROBLEMS, **USER_PROBLEMS}
     install(app, table)

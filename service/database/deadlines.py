@@ -117,7 +117,10 @@ def _shut_down(connection: Connection) -> bool:
 
 
 def _report(loan: Loan, now: float) -> None:
-    frame = sys._current_frames().get(loan.thread)  # noqa: SLF001 - documented for exactly this
-    stack = "".join(traceback.format_stack(frame)) if frame else "the thread has ended\n"
     record = RECORD.get()
-    logger.warning("connection held for %.1f s by %s %s:\n%s", now - loan.since, record.method, record.route, stack)
+    frame = sys._current_frames().get(loan.thread)  # noqa: SLF001 - documented for exactly this
+    if record.duration:
+        where = "its request has been answered: it was never given back"  # and the thread does something else by now
+    else:
+        where = "".join(traceback.format_stack(frame)) if frame else "the thread has ended"
+    logger.warning("connection held for %.1f s by %s %s:\n%s", now - loan.since, record.method, record.route, where)

@@ -20,8 +20,9 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 from service.database.deadlines import DeadlineExceeded, Watchdog, time_left
 from service.database.sessions import Session
 from service.settings import SettingsError
-from service.telemetry import metrics
+from service.telemetry import metrics, traces
 from service.telemetry.record import RECORD
+from service.telemetry.traces import TracedCursor
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ class Database:
         self._pool = ConnectionPool(
             conninfo,
             connection_class=PooledConnection,
-            kwargs=session.arguments,
+            kwargs={**session.arguments, **({"cursor_factory": TracedCursor} if traces.configured() else {})},
             min_size=self._size,
             max_size=self._size,
             open=True,

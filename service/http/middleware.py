@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import logs
 from service.http.bodies import BodyTooLarge
 from service.http.problems import MALFORMED_REQUEST, STOPPING, Table, find, render
-from service.telemetry import metrics
+from service.telemetry import metrics, traces
 from service.telemetry.record import RECORD, Record
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ class RequestMiddleware:
         )
         RECORD.set(record)
         exchange = _Exchange(record, headers, receive, send, self.max_body_size)
+        if scope["query_string"]:
+            traces.hide_query()
         routed = _routable(scope)
         try:
             if exchange.lost_its_body:

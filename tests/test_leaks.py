@@ -1,0 +1,58 @@
+"""An endpoint that forgets to give its connection back is found."""
+
+import re
+import sys
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.polling import until
+from tests.postgres import Cluster, free_port
+from tests.process import Service
+
+TIMEOUTS = {
+    "LOCK_TIMEOUT": "0.1",
+    "STATEMENT_TIMEOUT": "0.2",
+    "LEAK_THRESHOLD": "0.4",
+    "QUEUE_WAIT": "0.3",
+    "REQUEST_DEADLINE": "1",
+}
+
+
+@pytest.fixture
+def service(cluster: Cluster) -> Iterator[Service]:
+    uvicorn = ["-m", "uvicorn", "--factory", "tests.forgetful:create_app", "--port", str(free_port())]
+    settings = {**cluster.create_database().environment, **TIMEOUTS, "WORKER_THREADS": "2"}
+    with Service(settings, argv=[sys.executable, *uvicorn]) as service:
+        yield service
+
+
+def counted(service: Service, name: str) -> float:
+    families = text_string_to_metric_families(httpx.get(f"{service.url}/metrics", timeout=30).text)
+    return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+
+
+def test_a_connection_that_was_never_given_back_is_reported_once_and_counted_once(service: Service) -> None:
+    assert service.client.get("/forget", headers={"X-Request-ID": "forgetful-1"}).status_code == 200
+    until(lambda: counted(service, "db_client_connection_leaks_total") == 1, "the leak is counted")
+    reports = re.findall(r"WARNING .*connection held for .*\n.*", service.log)
+    print(*reports)
+    assert len(reports) == 1
+    assert re.search(r"\[forgetful-1\] connection held for (0\.[4-9]|[1-9]\.\d) s by GET /forget:\n", reports[0])
+    assert reports[0].endswith("it was never given back")
+    holders = service.client.get("/pool").json()["holders"]
+    assert [holder["route"] for holder in holders] == ["GET /forget"]
+    until(lambda: counted(service, "db_client_connection_cut_total") == 1, "it is cut at its deadline")
+    assert counted(service, "db_client_connection_leaks_total") == 1
+    assert service.log.count("connection held for") == 1
+    assert {service.client.get("/users").status_code for _ in range(10)} == {200}, "the other connection serves"
+
+
+def test_endpoints_that_give_theirs_back_are_not_suspected(service: Service) -> None:
+    for _ in range(20):
+        assert service.client.get("/users").status_code == 200
+    assert counted(service, "db_client_connection_use_time_seconds_count") >= 20
+    assert counted(service, "db_client_connection_leaks_total") == 0
+    assert service.client.get("/pool").json()["holders"] == []
