@@ -1,6 +1,5 @@
 """The wiring, top to bottom."""
 
-import asyncio
 import gc
 import logging
 import multiprocessing
@@ -74,8 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await anyio.to_thread.run_sync(startup.begin)
             _spare_the_collector()
             await stack.enter_async_context(threads.running())
-            telling = asyncio.create_task(status.tell())
-            stack.callback(telling.cancel)
+            await stack.enter_async_context(status.telling())
             yield
 
     app = FastAPI(

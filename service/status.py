@@ -6,12 +6,18 @@
 import asyncio
 import fcntl
 import json
+import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import psycopg
+from anyio import to_thread
 
 from service.database.deadlines import DEADLINE, DeadlineExceeded
 from service.database.pool import Database, DatabaseUnavailable, PooledConnection
@@ -21,6 +27,8 @@ from service.telemetry import metrics
 from service.telemetry.board import BOARD, Row
 from service.telemetry.metrics import buckets, quantile, total
 from service.telemetry.record import RECORD, Record
+
+logger = logging.getLogger(__name__)
 
 TICK = 0.1  # seconds
 SAMPLE = 1.0  # seconds between two points of the history
@@ -59,20 +67,29 @@ class Status:
     """Of one worker. To be used on its event loop only."""
 
     def __init__(self, parts: Parts) -> None:
-        """Tell nothing until `tell`."""
+        """Tell nothing until `telling`."""
         self._parts = parts
         self._chronicle = Chronicle()
 
-    async def tell(self) -> None:
-        """Tell until cancelled."""
+    @asynccontextmanager
+    async def telling(self) -> AsyncIterator[None]:
+        """Tell while the block runs. Raises OSError when there is no room for it in the folder for temporary files."""
         self._chronicle.open(BOARD.open())
+        self._introduce()
+        tasks = [
+            asyncio.create_task(_every(seconds, step))
+            for seconds, step in (
+                (TICK, self._tell),
+                (SAMPLE, partial(to_thread.run_sync, self._chronicle.write)),  # 1 to 3 ms
+                (CENSUS, self._count),
+            )
+        ]
         try:
-            self._introduce()
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(_every(TICK, self._tell))
-                tasks.create_task(_every(SAMPLE, self._chronicle.write))
-                tasks.create_task(_every(CENSUS, self._count))
+            yield
         finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             self._chronicle.close()
             BOARD.close()
 
@@ -116,8 +133,8 @@ class Status:
             self._chronicle.census = await self._parts.threads.run(_census, {"database": self._parts.database})
         except Overloaded:
             return  # every thread is busy, with the database: it lives
-        except (DatabaseUnavailable, DeadlineExceeded) as exc:
-            self._chronicle.trouble = str(exc)
+        except (DatabaseUnavailable, DeadlineExceeded, psycopg.Error) as exc:
+            self._chronicle.trouble = " ".join(str(exc).split())
         else:
             self._chronicle.trouble = ""
             metrics.LATENCY.set(self._chronicle.census["latency"])
@@ -126,8 +143,16 @@ class Status:
 
 
 async def _every(seconds: float, step: Callable[[], Awaitable[None]]) -> None:
+    """Take a step again and again; one that fails is told of when the one before did not."""
+    failed = False
     while True:
-        await step()
+        try:
+            await step()
+            failed = False
+        except Exception:
+            if not failed:
+                logger.exception("what /metrics and /pool tell is not up to date")
+            failed = True
         await asyncio.sleep(seconds)
 
 
@@ -175,7 +200,7 @@ class Chronicle:
         self.ours = False
         os.close(self._lock)
 
-    async def write(self) -> None:
+    def write(self) -> None:
         """Add a point, when it is ours to write."""
         if not self.ours:
             try:

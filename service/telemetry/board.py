@@ -34,6 +34,7 @@ class Board:
         self.width = 0
         self._names = hashlib.sha256()
         self._file = -1
+        self._ours = Path()
         self.folder = Path()  # of all rows
 
     def reserve(self, name: str, numbers: int) -> int:
@@ -47,17 +48,18 @@ class Board:
     def open(self) -> Path:
         """Share our row, which goes on from the numbers of a worker that has ended. Returns the folder of all rows.
 
-        The workers of one supervisor, and nobody else, have the secret that names the folder in common.
+        The workers of one supervisor, and nobody else, have the secret that names the folder in common. Raises OSError.
         """
         secret = hashlib.sha256(b"board" + multiprocessing.current_process().authkey).hexdigest()
         self.folder = Path(tempfile.gettempdir(), f"users-service-{secret[:32]}")
         self.folder.mkdir(mode=0o700, exist_ok=True)
         for number in count():
-            self._file = os.open(self._path(str(number)), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._ours = self._path(str(number))
+            self._file = os.open(self._ours, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             if _locked(self._file, fcntl.LOCK_EX):
                 break
             os.close(self._file)
-        os.truncate(self._file, SIZE)
+        os.posix_fallocate(self._file, 0, SIZE)  # on a full disk it fails here, and not at a write into the memory
         row = memoryview(mmap.mmap(self._file, SIZE)).cast("d")
         with self.lock:
             for place in range(self.width):
@@ -71,16 +73,16 @@ class Board:
             return
         self.row = memoryview(bytearray(self.row)).cast("d")
         os.close(self._file)
-        self._file = -1
+        self._file, self._ours = -1, Path()
         if not any(alive for _, alive in self.rows()):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def rows(self) -> list[tuple[Row, bool]]:
         """Return a copy of every row, and whether its worker lives."""
-        if self._file < 0 and not self.folder.name:
-            return [(self.row[: self.width].tolist(), True)]
         found: list[tuple[Row, bool]] = []
-        for path in sorted(self.folder.glob(self._path("*").name)):
+        if self._file >= 0:
+            found.append((self.row[: self.width].tolist(), True))
+        for path in set(self.folder.glob(self._path("*").name)) - {self._ours}:
             with path.open("rb") as file:
                 alive = not _locked(file.fileno(), fcntl.LOCK_SH)
                 numbers = array("d", file.read(self.width * 8))

@@ -155,9 +155,9 @@ def note(record: Record) -> None:
     """Count a request that has ended."""
     method = record.method if record.method in METHODS else "other"
     labels = (record.route, method, str(record.status or 499))
-    if labels not in REQUESTS.places:
+    if labels not in REQUESTS.places:  # which no code of ours answers
         labels = (record.route, method, "other")
-    REQUESTS.observe(record.duration, labels)
+    REQUESTS.observe(record.duration, labels if labels in REQUESTS.places else ("", "other", "other"))
     if record.code:
         PROBLEMS.add(record.code)
     if record.queued is not None:
