@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from psycopg import Connection, errors
+from psycopg import errors
 
+from service.database.pool import PooledConnection
 from service.users.errors import EmailTaken, IdTaken, UserNotFound
 
 Fields = dict[str, Any]  # of a user: fname, lname, email, password_hash
@@ -41,10 +42,10 @@ INSERT_USER = f"""
 """
 
 
-def insert_user(conn: Connection[Any], user_id: int | None, fields: Fields) -> tuple[int, str]:
+def insert_user(conn: PooledConnection, user_id: int | None, fields: Fields) -> tuple[int, str]:
     """Create a user, with a generated id when none is given. Raises IdTaken, EmailTaken."""
     with _unique():
-        user_id, user = _row(conn.execute(INSERT_USER, {"id": user_id, **fields}).fetchone())
+        user_id, user = _found(conn.row(INSERT_USER, {"id": user_id, **fields}))
     return user_id, user
 
 
@@ -58,9 +59,9 @@ SELECT_USERS = f"""
 """
 
 
-def select_users(conn: Connection[Any], after: int, limit: int) -> list[tuple[int, str]]:
+def select_users(conn: PooledConnection, after: int, limit: int) -> list[tuple[int, str]]:
     """Return the `limit` users that come after the id `after`, by id."""
-    return conn.execute(SELECT_USERS, {"after": after, "limit": limit}).fetchall()
+    return conn.rows(SELECT_USERS, {"after": after, "limit": limit})
 
 
 SELECT_USERS_BY_EMAIL = f"""
@@ -71,9 +72,9 @@ SELECT_USERS_BY_EMAIL = f"""
 """
 
 
-def select_users_by_email(conn: Connection[Any], email: str, after: int) -> list[tuple[int, str]]:
+def select_users_by_email(conn: PooledConnection, email: str, after: int) -> list[tuple[int, str]]:
     """Return the user with this email, in any case, when it comes after the id `after`."""
-    return conn.execute(SELECT_USERS_BY_EMAIL, {"email": email, "after": after}).fetchall()
+    return conn.rows(SELECT_USERS_BY_EMAIL, {"email": email, "after": after})
 
 
 SELECT_USER = f"""
@@ -84,10 +85,10 @@ SELECT_USER = f"""
 """
 
 
-def select_user(conn: Connection[Any], user_id: int) -> str:
+def select_user(conn: PooledConnection, user_id: int) -> str:
     """Return the user."""
     user: str
-    (user,) = _row(conn.execute(SELECT_USER, {"id": user_id}).fetchone())
+    (user,) = _found(conn.row(SELECT_USER, {"id": user_id}))
     return user
 
 
@@ -104,12 +105,12 @@ UPDATE_USER = f"""
 """
 
 
-def update_user(conn: Connection[Any], user_id: int, fields: Fields) -> str:
+def update_user(conn: PooledConnection, user_id: int, fields: Fields) -> str:
     """Change the given fields and return the user. Raises EmailTaken."""
     unchanged = {"fname": None, "lname": None, "email": None, "password_hash": None}
     user: str
     with _unique():
-        (user,) = _row(conn.execute(UPDATE_USER, {**unchanged, **fields, "id": user_id}).fetchone())
+        (user,) = _found(conn.row(UPDATE_USER, {**unchanged, **fields, "id": user_id}))
     return user
 
 
@@ -120,9 +121,9 @@ DELETE_USER = """
 """
 
 
-def delete_user(conn: Connection[Any], user_id: int) -> None:
+def delete_user(conn: PooledConnection, user_id: int) -> None:
     """Delete the user."""
-    _row(conn.execute(DELETE_USER, {"id": user_id}).fetchone())
+    _found(conn.row(DELETE_USER, {"id": user_id}))
 
 
 SELECT_CREDENTIALS = f"""
@@ -132,9 +133,9 @@ SELECT_CREDENTIALS = f"""
 """
 
 
-def select_credentials(conn: Connection[Any], email: str) -> tuple[int, str, str]:
+def select_credentials(conn: PooledConnection, email: str) -> tuple[int, str, str]:
     """Return the id, the password's hash and the JSON of the user with this email."""
-    user_id, password_hash, user = _row(conn.execute(SELECT_CREDENTIALS, {"email": email}).fetchone())
+    user_id, password_hash, user = _found(conn.row(SELECT_CREDENTIALS, {"email": email}))
     return user_id, password_hash, user
 
 
@@ -145,12 +146,12 @@ UPDATE_OUTDATED_HASH = """
 """
 
 
-def update_outdated_hash(conn: Connection[Any], user_id: int, old: str, new: str) -> None:
+def update_outdated_hash(conn: PooledConnection, user_id: int, old: str, new: str) -> None:
     """Replace a hash, unless the password was changed meanwhile."""
     conn.execute(UPDATE_OUTDATED_HASH, {"id": user_id, "old": old, "new": new})
 
 
-def _row(row: tuple[Any, ...] | None) -> tuple[Any, ...]:
+def _found(row: tuple[Any, ...] | None) -> tuple[Any, ...]:
     if row is None:
         raise UserNotFound
     return row
