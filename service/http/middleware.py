@@ -9,7 +9,6 @@ import logging
 import random
 import re
 
-from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -38,8 +37,8 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
         record = Record(
             given if SANE_ID.fullmatch(given) else f"{random.getrandbits(128):032x}",
             scope["method"],
@@ -107,12 +106,12 @@ class _Exchange:
         "lost_its_body",
     )
 
-    def __init__(self, record: Record, headers: Headers, receive: Receive, send: Send, limit: int) -> None:
+    def __init__(self, record: Record, headers: dict[bytes, bytes], receive: Receive, send: Send, limit: int) -> None:
         self._record = record
-        self._declared = int(headers.get("content-length", 0))
+        self._declared = int(headers.get(b"content-length", 0))
         # httptools takes what comes behind a head that asks for an upgrade, as curl --http2 does, for no body but,
         # when it comes in a packet of its own, for the next request: one in which a stranger may have written.
-        self.lost_its_body = "upgrade" in headers and (self._declared > 0 or "transfer-encoding" in headers)
+        self.lost_its_body = b"upgrade" in headers and (self._declared > 0 or b"transfer-encoding" in headers)
         self._received = 0
         self._limit = limit
         self._receive = receive

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from service.telemetry import metrics
 from service.telemetry.board import BOARD, Row
-from service.telemetry.metrics import BOUNDS, Family, Histogram
+from service.telemetry.metrics import BOUNDS, SUM, Family, Histogram
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -31,7 +31,7 @@ def _told(rows: Sequence[tuple[Row, bool]], family: Family) -> Told:
         for labels, place in family.places.items():
             counts = metrics.buckets(rows, family, [labels])
             if any(counts) or not labels:
-                seconds = sum(row[place + len(BOUNDS) + 1] for row, _ in rows)
+                seconds = sum(row[place + SUM] for row, _ in rows)
                 histogram.add_metric(labels, _cumulated(counts), seconds)
         return histogram
     kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily

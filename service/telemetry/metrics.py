@@ -13,6 +13,8 @@ BOUNDS = tuple(round(10 ** (exponent / 4), 8) for exponent in range(-20, 5))
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other")
 STATUSES = (200, 201, 204, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 431, 499, 500, 503, 504)
 
+SUM = len(BOUNDS) + 1  # where the sum of seconds stands
+
 Labels = tuple[str, ...]
 
 ALL: "list[Family]" = []
@@ -63,14 +65,18 @@ class Histogram(Family):
     """How many took how long: a number for each bound, one for what is longer, and the sum of seconds."""
 
     kind = "histogram"
-    numbers = len(BOUNDS) + 2
+    numbers = SUM + 1
 
     def observe(self, seconds: float, labels: Labels = ()) -> None:
         """Note one."""
-        place = self.places[labels]
         with BOARD.lock:
-            BOARD.row[place + bisect_left(BOUNDS, seconds)] += 1
-            BOARD.row[place + len(BOUNDS) + 1] += seconds
+            self.put(seconds, labels)
+
+    def put(self, seconds: float, labels: Labels = ()) -> None:
+        """Note one, by who has the lock."""
+        row, place = BOARD.row, self.places[labels]
+        row[place + bisect_left(BOUNDS, seconds)] += 1
+        row[place + SUM] += seconds
 
 
 def _each(*values: str) -> Iterator[Labels]:
@@ -157,17 +163,18 @@ def note(record: Record) -> None:
     labels = (record.route, method, str(record.status or 499))
     if labels not in REQUESTS.places:  # which no code of ours answers
         labels = (record.route, method, "other")
-    REQUESTS.observe(record.duration, labels if labels in REQUESTS.places else ("", "other", "other"))
     if record.code:
         PROBLEMS.add(record.code)
-    if record.queued is not None:
-        QUEUE_WAIT.observe(record.queued, ("threads",))
-    if record.queued_to_hash is not None:
-        QUEUE_WAIT.observe(record.queued_to_hash, ("hashing",))
-    if record.waited is not None:
-        WAIT_TIME.observe(record.waited)
-    if record.held is not None:
-        USE_TIME.observe(record.held)
+    with BOARD.lock:
+        REQUESTS.put(record.duration, labels if labels in REQUESTS.places else ("", "other", "other"))
+        if record.queued is not None:
+            QUEUE_WAIT.put(record.queued, ("threads",))
+        if record.queued_to_hash is not None:
+            QUEUE_WAIT.put(record.queued_to_hash, ("hashing",))
+        if record.waited is not None:
+            WAIT_TIME.put(record.waited)
+        if record.held is not None:
+            USE_TIME.put(record.held)
 
 
 def total(rows: Sequence[tuple[Row, bool]], family: Family, labels: Labels = ()) -> float:
