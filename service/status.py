@@ -70,6 +70,7 @@ class Status:
         """Tell nothing until `telling`."""
         self._parts = parts
         self._chronicle = Chronicle()
+        self._next_census = 0.0
 
     @asynccontextmanager
     async def telling(self) -> AsyncIterator[None]:
@@ -81,7 +82,7 @@ class Status:
             for seconds, step in (
                 (TICK, self._tell),
                 (SAMPLE, partial(to_thread.run_sync, self._chronicle.write)),  # 1 to 3 ms
-                (CENSUS, self._count),
+                (SAMPLE, self._count),
             )
         ]
         try:
@@ -95,6 +96,10 @@ class Status:
 
     def _introduce(self) -> None:
         metrics.STARTS.add()
+        for family in metrics.ALL:
+            if isinstance(family, metrics.Gauge):  # which may be those of a worker that has ended
+                for labels in family.places:
+                    family.set(0, *labels)
         metrics.PID.set(os.getpid())
         metrics.SINCE.set(time.time())
         metrics.SIZE.set(self._parts.threads.size, "threads")
@@ -123,9 +128,11 @@ class Status:
             metrics.HOLDER.set(metrics.ROUTES.get(route, 0), "route", str(number))
 
     async def _count(self) -> None:
-        """Ask the database how it is, as a request of our own would."""
-        if not self._chronicle.ours:
+        """Ask the database how it is, as a request of our own would: seldom, or each time while it is in trouble."""
+        now = time.monotonic()
+        if not self._chronicle.ours or (now < self._next_census and not self._chronicle.trouble):
             return
+        self._next_census = now + CENSUS
         RECORD.set(Record("-", "census", ""))
         DEADLINE.set(time.monotonic() + PATIENCE)
         START_BY.set(DEADLINE.get())

@@ -161,6 +161,10 @@ def test_counters_never_fall_when_workers_are_killed_or_replaced(database: TestD
         until(lambda: value(scrape(service), "worker_starts_total") == 5, "both are replaced")
         assert answered(scrape(service), "/users", "GET", 200) == 20
         until(lambda: value(scrape(service), "db_client_connection_max") == 4, "only those that live are counted")
+        until(
+            lambda: value(scrape(service), "database_server_connections", whose="limit") == 100,
+            "one worker tells of the server",
+        )
 
 
 def test_reconnects_and_cut_connections_are_counted(database: TestDatabase) -> None:
