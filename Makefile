@@ -1,6 +1,6 @@
 # The default target lists the others.
 .DEFAULT_GOAL := help
-.PHONY: help install run serve test test-system bench check schema clean
+.PHONY: help install run serve test test-system bench load check schema clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -42,6 +42,9 @@ test-system: .venv/.tests ## run the tests that need root and Debian's packages
 
 bench: .venv/.bench ## measure this service beside others, 40 minutes; ARGS=growth: how cost grows
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+load: .venv/.tests ## send a crowd to the running service for 40 seconds, to be watched at /pool
+	@$(BIN)/python -m tests.load $(ARGS)
 
 check: .venv/.tests ## lint, format and types
 	@$(BIN)/ruff check
