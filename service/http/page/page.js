@@ -7,13 +7,14 @@ const PATIENCE = 2000; // milliseconds for an answer
 const SAY_EVERY = 5000; // milliseconds: a screen reader is told no more often
 const CELLS = 128; // threads of a worker above which a bar is drawn
 const ALL_CELLS = 2048; // of all workers together, likewise
-const HOLDERS = 8; // shown: the panel is as high as these
+const HOLDERS = 6; // shown: the panel is as high as these
 
 // --- Words and numbers ---
 
 const integer = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const count = (number) => (number == null ? "–" : integer.format(number));
 const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
+const waits = (number) => `${count(number)} wait${number === 1 ? "s" : ""}`;
 const sum = (items, of) => items.reduce((total, item) => total + of(item), 0);
 const last = (values) => values?.at(-1) ?? null;
 
@@ -27,13 +28,14 @@ function duration(seconds) {
 function span(seconds) {
   if (seconds < 60) return `${Math.max(0, Math.floor(seconds))} s`;
   const [minutes, hours] = [Math.floor(seconds / 60), Math.floor(seconds / 3600)];
-  if (hours < 1) return `${minutes} min`;
-  return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.floor(hours / 24)} days`;
+  if (hours < 10) return hours ? `${hours} h ${minutes % 60} min` : `${minutes} min`;
+  return hours < 48 ? `${hours} h` : `${Math.floor(hours / 24)} days`;
 }
 
 function moment(epoch, now) {
   const date = new Date(epoch * 1000);
-  return `${now - epoch > 43200 ? `${date.toLocaleDateString("en-CA")} ` : ""}${date.toLocaleTimeString("en-GB")}`;
+  const time = date.toLocaleTimeString("en-GB");
+  return now - epoch < 43200 ? time : `${date.toLocaleDateString("en-CA")} ${time.slice(0, 5)}`;
 }
 
 // --- Nodes ---
@@ -77,7 +79,7 @@ const SHAPES = {
   down: "M14 2l13 23h-26zM12.5 10h3v7h-3zM12.5 19h3v3h-3z", // a warning
   lost: "M5 2l9 9l9-9l3 3l-9 9l9 9l-3 3l-9-9l-9 9l-3-3l9-9l-9-9z", // a cross
 };
-const WORDS = { room: "Room", full: "Full", refusing: "Refusing", down: "Database down", lost: "No answer" };
+const WORDS = { room: "Has room", full: "Full", refusing: "Refusing", down: "Database down", lost: "No answer" };
 
 function judge({ workers, history, database }) {
   if (database.state === "down") return ["down", `${database.trouble}`];
@@ -88,7 +90,7 @@ function judge({ workers, history, database }) {
   const full = workers.every((worker) => worker.threads.busy >= worker.threads.size);
   const use = full ? `${count(used)} of ${plural(size, "connection")} in use`
     : `${plural(workers.length, "worker")}, ${plural(size, "connection")}: ${count(used)} in use`;
-  const wait = waiting ? `${count(waiting)} wait${waiting === 1 ? "s" : ""}` : "nobody waits";
+  const wait = waiting ? waits(waiting) : "nobody waits";
   if (refused) return ["refusing", `${use}, ${wait}, refusing ${count(refused)} a second`];
   return [full ? "full" : "room", `${use}, ${wait}`];
 }
@@ -99,7 +101,7 @@ function drawHeadline(state, sentence) {
   byId("headline").dataset.state = state;
   byId("shape").setAttribute("d", SHAPES[state]);
   write(byId("word"), WORDS[state]);
-  write(byId("sentence"), sentence.length > 160 ? `${sentence.slice(0, 160)}…` : sentence);
+  write(byId("sentence"), sentence);
   write(document.querySelector("title"), `${WORDS[state]} – pool`);
   if (state !== announced.state && performance.now() - announced.at >= SAY_EVERY) {
     Object.assign(announced, { state, at: performance.now() });
@@ -123,36 +125,39 @@ function drawBar(slots, size, taken) {
   });
 }
 
-function drawWorker(card, worker, cells, now) {
+function drawRow(row, draw, size, taken, { open = size, note = "" } = {}) {
+  const [slots, number] = row.querySelectorAll("dd");
+  draw(slots, size, taken, open);
+  dress(number, size && taken >= size ? "number full" : "number");
+  write(number.firstChild, note);
+  write(number.lastChild, `${count(taken)} / ${count(size)}`);
+}
+
+function drawWorker(card, worker, draw, now) {
   const { queue, threads, connections, hashing } = worker;
-  const row = (name, draw, size, taken, number, open = size) => {
-    const [slots, text] = card.querySelector(`.${name}`).querySelectorAll("dd");
-    draw(slots, size, taken, open);
-    dress(text, taken >= size && size ? "number full" : "number");
-    write(text, number);
-  };
-  const of = (taken, size) => `${count(taken)} / ${count(size)}`;
+  const row = (name) => card.querySelector(`.${name}`);
+  write(row("pid"), `Worker ${worker.pid}`);
+  write(row("since"), `since ${moment(worker.since, now)}, ${span(now - worker.since)}`);
+  drawRow(row("queue"), drawBar, queue.length, queue.waiting);
+  drawRow(row("threads"), draw, threads.size, threads.busy);
   const shut = connections.size - connections.open;
-  write(card.querySelector(".pid"), `Worker ${worker.pid}`);
-  write(card.querySelector(".since"), `since ${moment(worker.since, now)}, ${span(now - worker.since)}`);
-  row("queue", drawBar, queue.length, queue.waiting, of(queue.waiting, queue.length));
-  row("threads", cells ? drawCells : drawBar, threads.size, threads.busy, of(threads.busy, threads.size));
-  row("connections", cells ? drawCells : drawBar, connections.size, connections.used,
-    of(connections.used, connections.size) + (shut > 0 ? `, ${count(shut)} not open` : ""), connections.open);
-  row("hashing", hashing.size <= CELLS ? drawCells : drawBar, hashing.size, hashing.busy,
-    of(hashing.busy, hashing.size) + (hashing.waiting ? `, ${count(hashing.waiting)} wait` : ""));
+  drawRow(row("connections"), draw, connections.size, connections.used,
+    { open: connections.open, note: shut > 0 ? `${count(shut)} not open` : "" });
+  drawRow(row("hashing"), hashing.size <= CELLS ? drawCells : drawBar, hashing.size, hashing.busy,
+    { note: hashing.waiting ? waits(hashing.waiting) : "" });
 }
 
 function drawWorkers(workers, now) {
   const largest = Math.max(...workers.map((worker) => worker.threads.size));
   const cells = largest <= CELLS && sum(workers, (worker) => worker.threads.size) <= ALL_CELLS;
-  each(byId("workers"), workers, () => fromTemplate("worker"), (card, worker) => drawWorker(card, worker, cells, now));
+  const draw = cells ? drawCells : drawBar;
+  each(byId("workers"), workers, () => fromTemplate("worker"), (card, worker) => drawWorker(card, worker, draw, now));
 }
 
 // --- Plots ---
 
-const HEIGHT = 168;
-const EDGE = { top: 20, right: 6, bottom: 22, left: 46 };
+const HEIGHT = 172;
+const EDGE = { top: 26, right: 6, bottom: 22, left: 46 };
 const SPAN = 120; // seconds
 
 // A scale has its ticks, and tells how high a value is, from 0 at the bottom to 1.
@@ -171,20 +176,18 @@ function logarithmic(values) {
   return { ticks, share: (value) => (Math.log10(Math.max(value, ticks[0])) - low) / (high - low) };
 }
 
-const tickOfTime = (seconds) =>
-  seconds < 0.9e-3 ? `${Math.round(seconds * 1e6)} µs` : seconds < 0.9 ? `${Math.round(seconds * 1e3)} ms` : `${Math.round(seconds)} s`;
-
+const tickOfTime = (seconds) => duration(seconds).replace(/\.0+ /, " ");
 const served = (history) => history.requests?.map(
   (number, index) => Math.max(0, number - history.refused[index] - history.failed[index]));
 
-// What `stacked` series are drawn as is the sum of each with those before it.
+// A series is drawn as the area above the one before it; a `stacked` one is added to those before it.
 const PLOTS = [
   { title: "Throughput", unit: "requests a second", scale: linear, show: count, tick: count, stacked: true,
     series: { served, refused: (history) => history.refused, failed: (history) => history.failed } },
   { title: "Latency", unit: "of a request", scale: logarithmic, show: duration, tick: tickOfTime,
     series: { p50: (history) => history.p50, p99: (history) => history.p99 } },
   { title: "Queued", unit: "requests that wait", scale: linear, show: count, tick: count,
-    series: { queued: (history) => history.queued } },
+    series: { waiting: (history) => history.queued } },
   { title: "Connection held", unit: "by a request", scale: logarithmic, show: duration, tick: tickOfTime,
     series: { p50: (history) => history.held_p50, p99: (history) => history.held_p99 } },
 ];
@@ -253,7 +256,7 @@ function drawPlot(figure, plot, history, age, speak) {
     return layer;
   }, (layer, name, index) => {
     const number = names.length - 1 - index;
-    const below = plot.scale === linear ? () => bottom : number ? (point) => y(drawn[0][point]) : null;
+    const below = number ? (point) => y(drawn[number - 1][point]) : plot.scale === linear ? () => bottom : null;
     const { line, area } = paths(drawn[number], x, y, below);
     dress(layer, name);
     attributes(layer.firstChild, { d: area ?? "", class: "area" });
@@ -285,7 +288,6 @@ function drawPlots(history, now) {
 function drawHolders(holders) {
   const table = byId("holders").querySelector("table");
   const more = holders.length - HOLDERS;
-  table.hidden = !holders.length;
   each(table.tBodies[0], holders.slice(0, HOLDERS), () => withParts(html("tr"), "td", "td", "td"), (row, holder) => {
     write(row.cells[0], holder.route.trim() || "the service itself");
     write(row.cells[1], `${holder.worker}`);
@@ -297,12 +299,13 @@ function drawHolders(holders) {
 const BUDGET = { ours: "ours", others: "others’", reserved: "reserved", free: "free" };
 
 function drawDatabase(database, budget, now) {
+  const up = database.state === "up";
   byId("database-state").dataset.state = database.state;
   write(byId("database-state"), database.state);
   write(byId("database-version"), database.version ? `PostgreSQL ${database.version}` : "–");
-  write(byId("database-since"),
-    database.up_since ? `${moment(database.up_since, now)}, ${span(now - database.up_since)}` : "–");
-  write(byId("database-latency"), duration(database.latency));
+  const since = up && database.up_since;
+  write(byId("database-since"), since ? `${moment(since, now)}, ${span(now - since)}` : "–");
+  write(byId("database-latency"), duration(up ? database.latency : null));
   write(byId("trouble"), database.trouble ?? "");
   write(byId("budget-limit"), budget ? `limit ${count(budget.limit)}` : "not known now");
   const parts = Object.entries(BUDGET).map(([name, words]) => [name, words, budget?.[name]]);
@@ -351,20 +354,20 @@ function draw(pool) {
 }
 
 function drawLost(trouble) {
-  const age = drawnAt ? `; this is how it was ${span((performance.now() - drawnAt) / 1000)} ago` : "";
   document.body.classList.add("stale");
-  drawHeadline("lost", `The service does not tell: ${trouble}${age}`);
+  const age = drawnAt ? `; the picture is ${span((performance.now() - drawnAt) / 1000)} old` : "";
+  drawHeadline("lost", `${trouble}${age}`);
 }
 
 async function ask() {
   const answer = await fetch("/pool", {
     headers: { Accept: "application/json" }, cache: "no-store", signal: AbortSignal.timeout(PATIENCE),
   }).catch(() => {
-    throw new Error("it cannot be reached");
+    throw new Error("the service cannot be reached");
   });
   if (answer.ok) return answer.json();
   const problem = await answer.json().catch(() => ({}));
-  throw new Error(`it answers ${answer.status}${problem.title ? `, ${problem.title}` : ""}`);
+  throw new Error(`the service answers ${answer.status}${problem.title ? `, ${problem.title}` : ""}`);
 }
 
 let drawnAt = 0;
