@@ -192,7 +192,7 @@ class Chronicle:
         """Be nobody's yet."""
         self.ours = False
         self.census: Json = {}
-        self.trouble = "not connected yet"
+        self.trouble = ""
         self._content: Json = {}
         self._lock = -1
         self._path = Path()
@@ -215,6 +215,9 @@ class Chronicle:
             except BlockingIOError:
                 return
             self.ours, self._content = True, read(self._path)
+            before = self._content.get("database", {})
+            if before.get("version"):  # what the worker before this one knew, until this one has asked
+                self.census, self.trouble = {**before, "budget": self._content["budget"]}, before["trouble"] or ""
             return
         failure = PooledConnection.failure
         trouble = " ".join(str(failure).split()) if failure else self.trouble
@@ -222,7 +225,7 @@ class Chronicle:
         self._content = {
             **_longer(self._content, BOARD.rows()),
             "database": {
-                "state": "down" if trouble else "up",
+                "state": "down" if trouble else "up" if self.census else "unknown",
                 **{name: self.census.get(name) for name in ("version", "up_since", "latency")},
                 "trouble": trouble or None,
             },

@@ -111,3 +111,15 @@ def test_it_knows_the_database_the_budget_and_the_last_minutes(service: Service,
     assert len(lengths) == 1
     assert max(number for number in pool["history"]["p99"] if number) < 30
     assert database.name not in str(pool)
+
+
+def test_a_database_that_was_not_asked_yet_is_not_called_down(database: TestDatabase) -> None:
+    states = []
+    with Service(database.environment) as service:
+
+        def up() -> bool:
+            states.append(service.client.get("/pool").json()["database"]["state"])
+            return bool(states[-1] == "up")
+
+        until(up, "the database was asked")
+    assert set(states) == {"unknown", "up"}

@@ -31,9 +31,9 @@ WRONG_KEY = Problem(
 )  # fmt: skip
 
 PAGE = Path(__file__).parent / "page"
-FILES = {"page.css": "text/css", "page.js": "text/javascript"}
+FILES = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
-# Nothing but the page's own two files and its own questions; no style or script in the page itself.
+# Nothing but the page's own three files and its own questions; no style or script in the page itself.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self';"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

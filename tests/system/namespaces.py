@@ -7,7 +7,13 @@ import subprocess
 from types import TracebackType
 from typing import Self
 
-NEEDED = {"ip": "iproute2", "mount": "mount", "pgbouncer": "pgbouncer", "setpriv": "util-linux"}  # program: package
+NEEDED = {  # program: package
+    "chromium": "chromium",
+    "ip": "iproute2",
+    "mount": "mount",
+    "pgbouncer": "pgbouncer",
+    "setpriv": "util-linux",
+}
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # <linux/sched.h>; os.unshare() came with Python 3.12
 
 

@@ -1,0 +1,300 @@
+"""GET /pool in a browser: it shows what is, it moves, and everybody can read it."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
+
+from tests.faults.load import Load
+from tests.faults.sessions import locked
+from tests.polling import until
+from tests.postgres import Cluster, TestDatabase
+from tests.process import Service
+
+# A lock is waited for until the test lets go of it.
+SETTINGS = {
+    "WORKERS": "2",
+    "WORKER_THREADS": "4",
+    "QUEUE_LENGTH": "64",
+    "QUEUE_WAIT": "9",
+    "LOCK_TIMEOUT": "7",
+    "STATEMENT_TIMEOUT": "7.5",
+    "CONNECT_TIMEOUT": "1",
+}
+THREADS = 8
+ASKED = 48  # requests at once, of which forty wait
+
+SCREENS: dict[str, ViewportSize] = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 360, "height": 780}}
+Theme = Literal["light", "dark"]
+THEMES: tuple[Theme, ...] = ("light", "dark")
+
+FOCUSABLE = "[...document.querySelectorAll('a[href], button, input, [tabindex]')].map(node => node.textContent)"
+FOCUSED = """() => {
+    const style = getComputedStyle(document.activeElement);
+    return [document.activeElement.textContent, style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2];
+}"""
+PLACES = "[...document.querySelectorAll('h2, figure')].map(node => node.offsetTop)"
+POINTS = "document.querySelector('.layers .line').getAttribute('d').split('L').length"
+
+
+@pytest.fixture
+def service(database: TestDatabase) -> Iterator[Service]:
+    with Service({**database.environment, **SETTINGS}) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        expect.set_options(timeout=20_000)
+        # Root's Chromium runs without a sandbox or not at all; it is shown nothing but this page.
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Browser, service: Service) -> Iterator[Page]:
+    with browser.new_context(viewport=SCREENS["desktop"], color_scheme="light") as context:
+        page = context.new_page()
+        page.goto(f"{service.url}/pool")
+        headline(page, "room")
+        yield page
+
+
+@pytest.fixture
+def page(browser: Browser, service: Service) -> Iterator[Page]:
+    """Yield the page. In the end nothing may have been wrong with it, and nobody else been asked for anything."""
+    wrong: list[str] = []
+    asked: set[str] = set()
+    with browser.new_context(viewport=SCREENS["desktop"], color_scheme="light") as context:
+        page = context.new_page()
+        page.on("console", lambda message: wrong.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("response", lambda answer: wrong.append(f"{answer.status}: {answer.url}") if not answer.ok else None)
+        page.on("request", lambda request: asked.add(request.url))
+        page.goto(f"{service.url}/pool")
+        headline(page, "room")
+        yield page
+    assert wrong == []
+    assert {f"{service.url}/pool", f"{service.url}/pool/page.js"} <= asked
+    assert [url for url in asked if not url.startswith(f"{service.url}/pool")] == []
+
+
+def headline(page: Page, state: str) -> None:
+    expect(page.locator("#headline")).to_have_attribute("data-state", state)
+
+
+@contextmanager
+def crowded(service: Service, database: TestDatabase) -> Iterator[None]:
+    """Have more requests than threads, all held up by a lock, while the block runs."""
+    with ThreadPoolExecutor(ASKED) as clients:
+        with locked(database):
+            asked = [clients.submit(httpx.get, f"{service.url}/users/1", timeout=30) for _ in range(ASKED)]
+            yield
+        assert {request.result().status_code for request in asked} == {404}
+
+
+def total(page: Page, row: str) -> int:
+    """Return what the numbers before the "/" in this row of all workers come to."""
+    return sum(int(text.split("/")[0]) for text in page.locator(f".{row} .number > :last-child").all_inner_texts())
+
+
+def width(page: Page, selector: str) -> float:
+    """Return how wide all that `selector` finds is."""
+    return sum(box["width"] for found in page.locator(selector).all() if (box := found.bounding_box()))
+
+
+def test_it_draws_the_workers_the_last_minutes_and_the_budget(page: Page, service: Service) -> None:
+    workers = service.client.get("/pool").json()["workers"]
+    expect(page.locator("article .pid")).to_have_text([f"Worker {worker['pid']}" for worker in workers])
+    for row in ("threads", "connections"):
+        expect(page.locator(f"article:first-child .{row} .cells i")).to_have_count(THREADS // 2)
+        expect(page.locator(f".{row} .cells i")).to_have_count(THREADS)
+        expect(page.locator(f".{row} .cells :is(.taken, .shut)")).to_have_count(0)
+    expect(page.locator("#sentence")).to_have_text("2 workers, 8 connections: 0 in use, nobody waits")
+    expect(page.locator("#announcement")).to_contain_text("Has room")
+    told = {
+        "Throughput": r"served \d+ now, [1-9]\d* at most; refused 0 now, 0 at most",
+        "Latency": r"p50 .+ now, [\d.]+ (µs|ms|s) at most",
+        "Queued": r"waiting 0 now, 0 at most",
+        "Connection held": r"p99 .+ now, [\d.]+ (µs|ms|s) at most",
+    }
+    expect(page.locator("figure h3")).to_have_text(list(told))
+    with Load(service.url, clients=1):
+        for title, words in told.items():
+            figure = page.locator("figure", has=page.get_by_role("heading", name=title))
+            expect(figure.get_by_role("img")).to_have_accessible_name(re.compile(words))
+            expect(figure.locator(".layers .line").last).to_have_attribute("d", re.compile(r"^M[\d.]+ [\d.]+"))
+    expect(page.locator("#database-state")).to_have_text("up")
+    budget = service.client.get("/pool").json()["budget"]
+    for name in ("ours", "others", "reserved", "free"):
+        expect(page.locator(f"#budget-legend .{name} b")).to_have_text(str(budget[name]))
+    expect(page.locator("#budget-limit")).to_have_text(f"limit {budget['limit']}")
+    share = budget["ours"] / budget["limit"]
+    until(
+        lambda: abs(width(page, "#budget-bar .ours") / width(page, "#budget-bar") - share) < 0.01,
+        "our part of the bar is as long as our part of the limit",
+    )
+
+
+def test_it_moves_under_load_and_nothing_jumps(page: Page, service: Service, database: TestDatabase) -> None:
+    before = page.evaluate(PLACES)
+    with crowded(service, database):
+        headline(page, "full")
+        until(lambda: total(page, "queue") == ASKED - THREADS, "the queue is seen")
+        for row in ("threads", "connections"):
+            expect(page.locator(f".{row} .cells .taken")).to_have_count(THREADS)
+        until(lambda: width(page, ".queue .bar i") > 0.25 * width(page, ".queue .bar"), "its bar grows")
+        expect(page.locator("#sentence")).to_have_text("8 of 8 connections in use, 40 wait")
+        rows = page.locator("#holders tbody tr")
+        expect(rows.locator("td:first-child")).to_have_text(["GET /users/{user_id}"] * 6)
+        expect(page.locator("#more-holders")).to_have_text("and 2 more")
+        expect(rows.first.locator("td:last-child")).to_have_text(re.compile(r"^[\d.]+ m?s$"))
+        assert page.evaluate(PLACES) == before
+    headline(page, "room")
+    expect(page.locator(".cells .taken")).to_have_count(0)
+    until(lambda: total(page, "queue") == 0 and width(page, ".queue .bar i") < 1, "the queue drains")
+    expect(rows).to_have_count(0)
+    expect(page.locator("#more-holders")).to_have_text("Nobody holds a connection.")
+    expect(page.get_by_role("img", name="Queued")).to_have_accessible_name(re.compile("waiting 0 now, 40 at most"))
+    assert page.evaluate(PLACES) == before
+
+
+def test_it_shows_a_database_that_stops_and_its_return(page: Page, service: Service, victim: Cluster) -> None:
+    with Load(service.url, clients=4):
+        victim.stop()
+        headline(page, "down")
+        expect(page.locator("#announcement")).to_contain_text("Database down: ")
+        expect(page.locator("#database-state")).to_have_text("down")
+        expect(page.locator("#trouble")).to_contain_text("connection")
+        expect(page.locator("#budget-limit")).to_have_text("not known now")
+        expect(page.locator(".connections .shut")).not_to_have_count(0)
+        expect(page.locator("#problems")).to_contain_text("database-unavailable")
+        victim.start()
+    headline(page, "room")
+    expect(page.locator("#database-state")).to_have_text("up")
+    expect(page.locator("#trouble")).to_have_text("")
+    expect(page.locator("#budget-legend .ours b")).to_have_text(str(THREADS))
+    expect(page.locator(".connections .shut")).to_have_count(0)
+
+
+@pytest.mark.parametrize("answer", [None, 401, 500])
+def test_a_service_that_does_not_tell_is_seen_beside_the_last_picture(
+    browser: Browser, service: Service, answer: int | None
+) -> None:
+    with opened(browser, service) as page:
+        expect(page.locator("article")).to_have_count(2)
+        page.route(
+            "**/pool",
+            lambda route: route.fulfill(status=answer, json={"title": "The title"}) if answer else route.abort(),
+        )
+        headline(page, "lost")
+        said = f"the service answers {answer}, The title" if answer else "the service cannot be reached"
+        expect(page.locator("#sentence")).to_have_text(re.compile(f"^{said}; the picture is [1-9] s old$"))
+        assert page.locator("main").evaluate("node => getComputedStyle(node).filter") == "grayscale(1)"
+        expect(page.locator("article")).to_have_count(2)
+        page.unroute("**/pool")
+        headline(page, "room")
+        assert page.locator("main").evaluate("node => getComputedStyle(node).filter") == "none"
+
+
+def test_a_page_that_is_hidden_asks_nothing(browser: Browser, service: Service) -> None:
+    with opened(browser, service) as page:
+        page.evaluate("""() => {
+            window.asked = 0;
+            const ask = window.fetch;
+            window.fetch = (...all) => { window.asked += 1; return ask(...all); };
+            window.show = (shown) => {
+                Object.defineProperty(document, 'hidden', { value: !shown, configurable: true });
+                document.dispatchEvent(new Event('visibilitychange'));
+            };
+        }""")
+        until(lambda: page.evaluate("asked") > 2, "it asks")
+        # What is under way ends in less than the two seconds after which it would be given up.
+        page.evaluate("show(false)")
+        hidden = page.evaluate("async () => { await new Promise(r => setTimeout(r, 100)); return asked; }")
+        assert page.evaluate("async () => { await new Promise(r => setTimeout(r, 1500)); return asked; }") == hidden
+        page.evaluate("show(true)")
+        until(lambda: page.evaluate("asked") > hidden + 2, "it asks again")
+
+
+@pytest.mark.parametrize("size", [(512, 8), (2, 1000), (3, 128)], ids=str)
+def test_large_pools_are_drawn_too_and_all_text_is_text(
+    browser: Browser, service: Service, size: tuple[int, int]
+) -> None:
+    workers, threads = size
+    with opened(browser, service) as page:
+        pool: dict[str, Any] = service.client.get("/pool").json()
+        worker = pool["workers"][0] | {
+            "threads": {"size": threads, "busy": threads // 2},
+            "connections": {"size": threads, "open": threads, "used": threads // 2},
+        }
+        pool["workers"] = [worker] * workers
+        pool["holders"] = [{"worker": 1, "route": "<img src=x> & more", "seconds": 1.5}]
+        page.route("**/pool", lambda route: route.fulfill(body=json.dumps(pool), content_type="application/json"))
+        expect(page.locator("article")).to_have_count(workers)
+        cells = workers * threads if workers * threads <= 2048 and threads <= 128 else 0
+        expect(page.locator(".threads .cells i")).to_have_count(cells)
+        expect(page.locator(".threads .bar i")).to_have_count(0 if cells else workers)
+        expect(page.locator("#holders tbody td:first-child")).to_have_text("<img src=x> & more")
+        for screen in SCREENS.values():
+            page.set_viewport_size(screen)
+            assert page.evaluate("document.documentElement.scrollWidth") == screen["width"]
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_axe_finds_nothing(page: Page, service: Service, database: TestDatabase, theme: Theme) -> None:
+    page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+    with crowded(service, database):
+        headline(page, "full")
+        until(lambda: total(page, "queue"), "the queue is seen")
+        finds_nothing(page)
+    headline(page, "room")
+    finds_nothing(page)
+    database.cluster.stop()
+    headline(page, "down")
+    finds_nothing(page)
+
+
+def finds_nothing(page: Page) -> None:
+    for size in SCREENS.values():
+        page.set_viewport_size(size)
+        results = Axe().run(page)
+        assert results.violations_count == 0, results.generate_report()
+        looked_at = {found["id"] for found in results.response["passes"]}
+        assert {"color-contrast", "region", "heading-order", "svg-img-alt"} <= looked_at
+
+
+def test_whoever_uses_the_keyboard_sees_where_they_are(page: Page) -> None:
+    focusable = page.evaluate(FOCUSABLE)
+    assert focusable
+    for text in focusable:
+        page.keyboard.press("Tab")
+        assert page.evaluate(FOCUSED) == [text, True]
+
+
+def test_it_can_be_had_as_a_picture(page: Page, service: Service, database: TestDatabase, tmp_path: Path) -> None:
+    """Written to the folder SCREENSHOTS when that is set, with two whole minutes in the plots."""
+    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
+    points = 115 if "SCREENSHOTS" in os.environ else 5
+    with Load(service.url, clients=3):
+        until(lambda: page.evaluate(POINTS) > points, "the plots are full", within=150)
+        with crowded(service, database):
+            until(lambda: total(page, "queue") > ASKED // 2, "the queue is seen")
+            for (screen, size), theme in product(SCREENS.items(), THEMES):
+                page.set_viewport_size(size)
+                page.emulate_media(color_scheme=theme)
+                picture = folder / f"pool-{screen}-{theme}.png"
+                page.screenshot(path=picture, full_page=True)
+                assert picture.stat().st_size > 20_000
