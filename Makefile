@@ -43,7 +43,7 @@ test-system: .venv/.tests ## run the tests that need root and Debian's packages
 bench: .venv/.bench ## measure this service beside others, 40 minutes; ARGS=growth: how cost grows
 	@$(BIN)/python -m tests.bench $(ARGS)
 
-load: .venv/.tests ## send a crowd to the running service for 40 seconds, to be watched at /pool
+load: .venv/.tests ## load the running service for 40 s, far past what it takes, to be watched at /pool
 	@$(BIN)/python -m tests.load $(ARGS)
 
 check: .venv/.tests ## lint, format and types
