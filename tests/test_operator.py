@@ -114,12 +114,12 @@ def test_it_knows_the_database_the_budget_and_the_last_minutes(service: Service,
 
 
 def test_a_database_that_was_not_asked_yet_is_not_called_down(database: TestDatabase) -> None:
-    states = []
+    states: list[str] = []
     with Service(database.environment) as service:
 
         def up() -> bool:
             states.append(service.client.get("/pool").json()["database"]["state"])
-            return bool(states[-1] == "up")
+            return states[-1] == "up"
 
         until(up, "the database was asked")
-    assert set(states) == {"unknown", "up"}
+    assert set(states) <= {"unknown", "up"}

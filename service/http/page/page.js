@@ -355,7 +355,7 @@ function draw(pool) {
 
 function drawLost(trouble) {
   document.body.classList.add("stale");
-  const age = drawnAt ? `; the picture is ${span((performance.now() - drawnAt) / 1000)} old` : "";
+  const age = shown ? `; the picture is ${span((performance.now() - drawnAt) / 1000)} old` : "";
   drawHeadline("lost", `${trouble}${age}`);
 }
 
@@ -370,6 +370,7 @@ async function ask() {
   throw new Error(`the service answers ${answer.status}${problem.title ? `, ${problem.title}` : ""}`);
 }
 
+let shown = null;
 let drawnAt = 0;
 let timer = 0;
 
@@ -379,7 +380,7 @@ async function poll() {
   clearTimeout(timer); // of a poll that was under way when the page was hidden and shown again
   if (!document.hidden) timer = setTimeout(poll, Math.max(50, EVERY - (performance.now() - began)));
   if (pool) {
-    drawnAt = performance.now();
+    [shown, drawnAt] = [pool, performance.now()];
     draw(pool);
   } else {
     drawLost(trouble);
@@ -390,4 +391,5 @@ document.addEventListener("visibilitychange", () => {
   clearTimeout(timer);
   if (!document.hidden) poll();
 });
+window.addEventListener("resize", () => shown && drawPlots(shown.history, shown.at));
 poll();
