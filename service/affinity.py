@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 RETRY = 1.0  # seconds: while workers are replaced, there is one more of them than cores
@@ -62,7 +62,8 @@ def _take(given: set[int]) -> int | None:
             mine.close()
             continue
         for thread in Path("/proc/self/task").iterdir():
-            os.sched_setaffinity(int(thread.name), {core})
+            with suppress(ProcessLookupError):  # it has ended since
+                os.sched_setaffinity(int(thread.name), {core})
         _taken.append(mine)
         _given.update(given)
         return core
