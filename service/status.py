@@ -22,7 +22,7 @@ from anyio import to_thread
 from service.database.deadlines import DEADLINE, DeadlineExceeded
 from service.database.pool import Database, DatabaseUnavailable, PooledConnection
 from service.http.admission import Admission
-from service.http.threads import START_BY, Overloaded, Threads
+from service.http.threads import START_BY, Threads
 from service.telemetry import metrics
 from service.telemetry.board import BOARD, Row
 from service.telemetry.metrics import buckets, quantile, total
@@ -128,18 +128,18 @@ class Status:
             metrics.HOLDER.set(metrics.ROUTES.get(route, 0), "route", str(number))
 
     async def _count(self) -> None:
-        """Ask the database how it is, as a request of our own would: seldom, or each time while it is in trouble."""
+        """Ask the database how it is, on a thread that is idle: seldom, or each time while it is in trouble."""
         now = time.monotonic()
         if not self._chronicle.ours or (now < self._next_census and not self._chronicle.trouble):
             return
+        if self._parts.threads.idle <= 0:
+            return  # every thread is busy with the database, and the queue is for users
         self._next_census = now + CENSUS
         RECORD.set(Record("-", "census", ""))
         DEADLINE.set(time.monotonic() + PATIENCE)
         START_BY.set(DEADLINE.get())
         try:
             self._chronicle.census = await self._parts.threads.run(_census, {"database": self._parts.database})
-        except Overloaded:
-            return  # every thread is busy, with the database: it lives
         except (DatabaseUnavailable, DeadlineExceeded, psycopg.Error) as exc:
             self._chronicle.trouble = " ".join(str(exc).split())
         else:

@@ -34,16 +34,22 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._server.close()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.run_until_complete(asyncio.sleep(0.05))
+        self._loop.run_until_complete(self._end())
         self._loop.close()
+
+    async def _end(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        while tasks:  # one that ends may have begun another
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.sleep(0.05)  # what was closed is closed in the loop's next turns
 
     async def _connect(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         try:
             server, to_server = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             to_client.close()
             return
         requests = asyncio.ensure_future(self._pass(client, to_server, reply=False))

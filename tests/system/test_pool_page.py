@@ -172,6 +172,7 @@ def test_it_moves_under_load_and_nothing_jumps(page: Page, service: Service, dat
         expect(page.locator("#more-holders")).to_have_text("and 2 more")
         expect(rows.first.locator("td:last-child")).to_have_text(re.compile(r"^[\d.]+ m?s$"))
         assert page.evaluate(PLACES) == before
+        until(lambda: waiting in service.client.get("/pool").json()["history"]["queued"], "a second has gone by")
     headline(page, "room")
     expect(page.locator(".cells .taken")).to_have_count(0)
     until(lambda: total(page, "queue") == 0 and width(page, ".queue .bar i") < 1, "the queue drains")
