@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -136,13 +137,13 @@ class _Stdout(logging.Handler):
 
     def flush(self) -> None:
         with _WRITING:
-            lines = [self._lines.popleft() for _ in range(len(self._lines))]
-            if lines:
-                try:
-                    sys.stdout.write("\n".join([*lines, ""]))
-                    sys.stdout.flush()
-                except (OSError, ValueError):
-                    pass  # whoever read it has gone; the requests have not
+            lines = []
+            with suppress(IndexError):  # also when a signal's handler has told something in the midst of this
+                while True:
+                    lines.append(self._lines.popleft())
+            with suppress(OSError, ValueError):  # whoever read it has gone; the requests have not
+                sys.stdout.write("".join(f"{line}\n" for line in lines))
+                sys.stdout.flush()
 
 
 _WRITING = threading.RLock()

@@ -100,22 +100,28 @@ class PooledConnection(Connection[TupleRow]):
 
     @staticmethod
     def failed(exc: Exception) -> None:
-        """Remember that no connection could be made; tell it once."""
+        """Remember that no connection could be made; tell it once, whichever of the pool's threads finds out."""
         metrics.CREATE_FAILED.add()
-        if PooledConnection.failure is None:
-            PooledConnection.failing_since = time.monotonic()
-            PooledConnection.failures = 0
+        with _OUTAGE:
+            begins = PooledConnection.failure is None
+            if begins:
+                PooledConnection.failing_since, PooledConnection.failures = time.monotonic(), 0
+            PooledConnection.failures += 1
+            PooledConnection.failure = exc
+        if begins:
             logger.error("cannot connect: %s", " ".join(str(exc).split()))
-        PooledConnection.failures += 1
-        PooledConnection.failure = exc
 
     @staticmethod
     def worked() -> None:
         """Remember that a connection could be made; tell the end of an outage once."""
-        if PooledConnection.failure is not None:
+        with _OUTAGE:
+            ends, PooledConnection.failure = PooledConnection.failure is not None, None
             away = time.monotonic() - PooledConnection.failing_since
+        if ends:
             logger.info("connected again, %.1f s and %d attempts later", away, PooledConnection.failures)
-        PooledConnection.failure = None
+
+
+_OUTAGE = threading.Lock()  # the pool connects on several threads
 
 
 class Database:
