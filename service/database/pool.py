@@ -53,6 +53,9 @@ class TooManyConnections(DatabaseUnavailable):
     """PostgreSQL is up and refuses another connection: `max_connections`, or a limit of the role or database."""
 
 
+_OUTAGE = threading.Lock()  # the pool connects on several threads
+
+
 class PooledConnection(Connection[TupleRow]):
     """A connection that knows since when it is open."""
 
@@ -119,9 +122,6 @@ class PooledConnection(Connection[TupleRow]):
             away = time.monotonic() - PooledConnection.failing_since
         if ends:
             logger.info("connected again, %.1f s and %d attempts later", away, PooledConnection.failures)
-
-
-_OUTAGE = threading.Lock()  # the pool connects on several threads
 
 
 class Database:
