@@ -102,7 +102,7 @@ def _start(settings: Settings, *, reload: bool) -> None:
             "http": "service.http.protocol:Protocol",
             "access_log": False,  # service/http/middleware.py writes it, with the request's id
             "server_header": False,
-            "proxy_headers": False,  # nothing here asks for the client's address
+            "proxy_headers": False,  # http/operator.py asks who is there, and not who says to be
         }
         if settings.workers > 1:
             Supervisor(uvicorn.Config(workers=settings.workers, **arguments)).run()

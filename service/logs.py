@@ -32,6 +32,8 @@ POLLED = "/pool"  # twice a second by its page, which tells of nothing but itsel
 class _Text(logging.Formatter):
     """2026-11-25 02:10:00,123 INFO    [request id] words."""
 
+    DATE, POINT, ZONE, CLOCK = "%Y-%m-%d %H:%M:%S", ",", "", staticmethod(time.localtime)
+
     _second = -1
     _words = ""
 
@@ -56,8 +58,8 @@ class _Text(logging.Formatter):
     def at(self, moment: float) -> str:
         second = int(moment)
         if second != self._second:  # once a second: it is a third of the cost of a line
-            self._second, self._words = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-        return f"{self._words},{int(moment * 1000) % 1000:03d}"
+            self._second, self._words = second, time.strftime(self.DATE, self.CLOCK(second))
+        return f"{self._words}{self.POINT}{int(moment * 1000) % 1000:03d}{self.ZONE}"
 
     def level(self, name: str) -> str:
         return f"\x1b[{COLOURS.get(name, '0')}m{name:7}\x1b[0m" if self._coloured else f"{name:7}"
@@ -68,6 +70,8 @@ class _Text(logging.Formatter):
 
 class _Json(_Text):
     """The same as one object a line; times are in UTC and in seconds."""
+
+    DATE, POINT, ZONE, CLOCK = "%Y-%m-%dT%H:%M:%S", ".", "Z", staticmethod(time.gmtime)
 
     def __init__(self) -> None:
         super().__init__(coloured=False)
@@ -100,12 +104,6 @@ class _Json(_Text):
             if seconds is not None:
                 line += f',"{name}":{seconds:.6f}'
         return f'{line},"code":"{record.code}"}}' if record.code else line + "}"
-
-    def at(self, moment: float) -> str:
-        second = int(moment)
-        if second != self._second:
-            self._second, self._words = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._words}.{int(moment * 1000) % 1000:03d}Z"
 
 
 class _Stdout(logging.Handler):

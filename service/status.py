@@ -24,8 +24,8 @@ from service.database.pool import Database, DatabaseUnavailable, PooledConnectio
 from service.http.admission import Admission
 from service.http.threads import START_BY, Threads
 from service.telemetry import metrics
-from service.telemetry.board import BOARD, Row
-from service.telemetry.metrics import buckets, quantile, total
+from service.telemetry.board import BOARD, Row, locked
+from service.telemetry.metrics import buckets, quantile, total, whole
 from service.telemetry.record import RECORD, Record
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Status:
             return  # every thread is busy with the database, and the queue is for users
         self._next_census = now + CENSUS
         RECORD.set(Record("-", "census", ""))
-        DEADLINE.set(time.monotonic() + PATIENCE)
+        DEADLINE.set(now + PATIENCE)
         START_BY.set(DEADLINE.get())
         try:
             self._chronicle.census = await self._parts.threads.run(_census, {"database": self._parts.database})
@@ -210,9 +210,7 @@ class Chronicle:
     def write(self) -> None:
         """Add a point, when it is ours to write."""
         if not self.ours:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not locked(self._lock, fcntl.LOCK_EX):
                 return
             self.ours, self._content = True, read(self._path)
             before = self._content.get("database", {})
@@ -251,8 +249,8 @@ def _longer(content: Json, rows: Rows) -> Json:
     now: Json = {
         "answers": buckets(rows, metrics.REQUESTS, users),
         "held": buckets(rows, metrics.USE_TIME),
-        "refused": sum(total(rows, metrics.REFUSED, labels) for labels in metrics.REFUSED.places),
-        "errors": sum(sum(buckets(rows, metrics.REQUESTS, [labels])) for labels in users if labels[2][0] == "5"),
+        "refused": whole(rows, metrics.REFUSED),
+        "errors": sum(buckets(rows, metrics.REQUESTS, [labels for labels in users if labels[2][0] == "5"])),
     }
     before = content.get("counted", now)
     answers, held = (
@@ -267,7 +265,7 @@ def _longer(content: Json, rows: Rows) -> Json:
         "p99": quantile(answers, 0.99),
         "held_p50": quantile(held, 0.5),
         "held_p99": quantile(held, 0.99),
-        "queued": sum(total(rows, metrics.QUEUED, labels) for labels in metrics.QUEUED.places),
+        "queued": whole(rows, metrics.QUEUED),
     }
     history = content.get("history", {})
     return {
@@ -282,7 +280,6 @@ def view(workers: int) -> Json:
     rows = BOARD.rows()
     chronicle = read(BOARD.folder / "chronicle.json")
     living = [row for row, alive in rows if alive and _at(row, metrics.PID)]
-    requests = sum(sum(buckets(rows, metrics.REQUESTS, [labels])) for labels in metrics.REQUESTS.places)
     return {
         "at": time.time(),
         "workers": sorted((_worker(row) for row in living), key=lambda worker: worker["since"]),
@@ -291,11 +288,11 @@ def view(workers: int) -> Json:
         ),
         "history": {"every": SAMPLE, "until": chronicle.get("until"), **chronicle.get("history", {})},
         "totals": {
-            "requests": requests,
-            "refused": sum(total(rows, metrics.REFUSED, labels) for labels in metrics.REFUSED.places),
+            "requests": sum(buckets(rows, metrics.REQUESTS, metrics.REQUESTS.places)),
+            "refused": whole(rows, metrics.REFUSED),
             "problems": {
                 code: number for (code,) in metrics.PROBLEMS.places
-                if code and (number := total(rows, metrics.PROBLEMS, (code,)))
+                if (number := total(rows, metrics.PROBLEMS, (code,)))
             },
             "leaks": total(rows, metrics.LEAKS),
             "cut": total(rows, metrics.CUT),

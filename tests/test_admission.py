@@ -38,16 +38,18 @@ class Crowd:
 
     async def _hold(self, name: int) -> None:
         try:
-            async with self.admission:
-                self.entered.append(name)
-                self.inside.append(name)
-                self.most = max(self.most, len(self.inside))
-                try:
-                    await self._leave[name].wait()
-                finally:
-                    self.inside.remove(name)
+            await self.admission.take()
         except Overloaded:
             self.refused.append(name)
+            return
+        self.entered.append(name)
+        self.inside.append(name)
+        self.most = max(self.most, len(self.inside))
+        try:
+            await self._leave[name].wait()
+        finally:
+            self.inside.remove(name)
+            self.admission.give_back()
 
     async def go_home(self) -> None:
         """Everybody leaves; then every place must be free, and nobody wait."""

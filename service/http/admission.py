@@ -49,14 +49,6 @@ class Admission:
         """How many wait for a place."""
         return len(self._queue)
 
-    async def __aenter__(self) -> None:
-        """Take a place, to be held while the block runs. Raises Overloaded."""
-        await self.take()
-
-    async def __aexit__(self, *_: object) -> None:
-        """Hand the place on."""
-        self.give_back()
-
     async def take(self) -> None:
         """Take a place; `give_back` must follow. Raises Overloaded."""
         if self.free:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
-CAPACITY = 32_768  # numbers in a row; what is never written takes no memory
+CAPACITY = 32_768  # numbers in a row; today 23,000 are in use
 SIZE = CAPACITY * 8  # bytes
 
 Row = Sequence[float]
@@ -56,7 +56,7 @@ class Board:
         for number in count():
             self._ours = self._path(str(number))
             self._file = os.open(self._ours, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            if _locked(self._file, fcntl.LOCK_EX):
+            if locked(self._file, fcntl.LOCK_EX):
                 break
             os.close(self._file)
         os.posix_fallocate(self._file, 0, SIZE)  # on a full disk it fails here, and not at a write into the memory
@@ -84,7 +84,7 @@ class Board:
             found.append((self.row[: self.width].tolist(), True))
         for path in set(self.folder.glob(self._path("*").name)) - {self._ours}:
             with path.open("rb") as file:
-                alive = not _locked(file.fileno(), fcntl.LOCK_SH)
+                alive = not locked(file.fileno(), fcntl.LOCK_SH)
                 numbers = array("d", file.read(self.width * 8))
             if len(numbers) == self.width:
                 found.append((numbers, alive))
@@ -94,7 +94,8 @@ class Board:
         return self.folder / f"{self._names.hexdigest()[:16]}-{number}.row"
 
 
-def _locked(file: int, how: int) -> bool:
+def locked(file: int, how: int) -> bool:
+    """Lock a file, unless somebody has it: tell whether it was done."""
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:

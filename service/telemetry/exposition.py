@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from service.telemetry import metrics
 from service.telemetry.board import BOARD, Row
-from service.telemetry.metrics import BOUNDS, SUM, Family, Histogram
+from service.telemetry.metrics import BOUNDS, SUM, Family, Gauge, Histogram
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -34,7 +34,7 @@ def _told(rows: Sequence[tuple[Row, bool]], family: Family) -> Told:
                 seconds = sum(row[place + SUM] for row, _ in rows)
                 histogram.add_metric(labels, _cumulated(counts), seconds)
         return histogram
-    kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+    kind = GaugeMetricFamily if isinstance(family, Gauge) else CounterMetricFamily
     told = kind(family.name, family.words, labels=family.labels)
     for labels in family.places:
         told.add_metric(labels, metrics.total(rows, family, labels))

@@ -23,7 +23,6 @@ ALL: "list[Family]" = []
 class Family:
     """The numbers of one name: one for each combination of labels, or as many as there are bounds."""
 
-    kind = "gauge"
     numbers = 1
 
     def __init__(self, name: str, words: str, labels: Labels = (), values: Iterable[Labels] = ((),)) -> None:
@@ -53,8 +52,6 @@ class Gauge(Family):
 class Counter(Family):
     """A number that only grows."""
 
-    kind = "counter"
-
     def add(self, *labels: str, number: float = 1) -> None:
         """Be more by `number`."""
         with BOARD.lock:
@@ -64,7 +61,6 @@ class Counter(Family):
 class Histogram(Family):
     """How many took how long: a number for each bound, one for what is longer, and the sum of seconds."""
 
-    kind = "histogram"
     numbers = SUM + 1
 
     def observe(self, seconds: float, labels: Labels = ()) -> None:
@@ -180,7 +176,12 @@ def note(record: Record) -> None:
 def total(rows: Sequence[tuple[Row, bool]], family: Family, labels: Labels = ()) -> float:
     """Return the number of all workers together; of a gauge, of those that live."""
     place = family.places[labels]
-    return sum(row[place] for row, alive in rows if alive or family.kind != "gauge")
+    return sum(row[place] for row, alive in rows if alive or not isinstance(family, Gauge))
+
+
+def whole(rows: Sequence[tuple[Row, bool]], family: Family) -> float:
+    """Return the number of all workers and all labels together."""
+    return sum(total(rows, family, labels) for labels in family.places)
 
 
 def buckets(rows: Sequence[tuple[Row, bool]], family: Histogram, values: Iterable[Labels] = ((),)) -> list[float]:
