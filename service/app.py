@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import anyio.to_thread
 from fastapi import FastAPI
@@ -22,8 +23,9 @@ from service.database import embedded
 from service.database.deadlines import Watchdog
 from service.database.pool import Database
 from service.http import docs, health, operator
-from service.http.admission import Admission, admitted, places
+from service.http.admission import Admission, places
 from service.http.cors import Cors
+from service.http.gate import admitted, unread
 from service.http.health import Readiness
 from service.http.middleware import BugMiddleware, RequestMiddleware
 from service.http.problems import PROBLEMS, install
@@ -60,7 +62,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     status = Status(Parts(threads, queue, hashing, database))
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with AsyncExitStack() as stack:
             server = stack.enter_context(embedded.running(DATA)) if settings.embedded else settings.server
             startup = Startup(server, settings, database, readiness)
@@ -74,7 +76,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             _spare_the_collector()
             await stack.enter_async_context(threads.running())
             await stack.enter_async_context(status.telling())
-            yield
+            yield {"unread": unread(queue, app.routes)}  # for http/protocol.py
 
     app = FastAPI(
         title="Users",

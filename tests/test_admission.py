@@ -1,6 +1,7 @@
 """The queue before the threads, on a real event loop."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -38,7 +39,7 @@ class Crowd:
 
     async def _hold(self, name: int) -> None:
         try:
-            await self.admission.take()
+            await self.admission.take(time.monotonic() + self.admission.wait)
         except Overloaded:
             self.refused.append(name)
             return

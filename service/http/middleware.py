@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
+from service.http.admission import Admission, give_back
 from service.http.bodies import BodyTooLarge
 from service.http.problems import MALFORMED_REQUEST, STOPPING, Table, find, render
 from service.telemetry import metrics, traces
@@ -37,15 +38,9 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"").decode("latin-1")
-        record = Record(
-            given if SANE_ID.fullmatch(given) else f"{random.getrandbits(128):032x}",
-            scope["method"],
-            scope["raw_path"].decode("ascii", "backslashreplace"),  # still encoded: it cannot forge a log line
-        )
+        exchange = _Exchange(scope, receive, send, self.max_body_size)
+        record = exchange.record
         RECORD.set(record)
-        exchange = _Exchange(record, headers, receive, send, self.max_body_size)
         if scope["query_string"]:
             traces.hide_query()
         routed = _routable(scope)
@@ -55,6 +50,7 @@ class RequestMiddleware:
             else:
                 await self.app(routed, exchange.receive, exchange.send)
         finally:
+            give_back(exchange.held)
             record.end()
             if route := routed.get("route"):
                 record.route = route.path_format
@@ -101,13 +97,22 @@ class _Exchange:
         "_limit",
         "_receive",
         "_received",
-        "_record",
         "_send",
+        "held",
         "lost_its_body",
+        "record",
     )
 
-    def __init__(self, record: Record, headers: dict[bytes, bytes], receive: Receive, send: Send, limit: int) -> None:
-        self._record = record
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        self.record = Record(
+            given if SANE_ID.fullmatch(given) else f"{random.getrandbits(128):032x}",
+            scope["method"],
+            scope["raw_path"].decode("ascii", "backslashreplace"),  # still encoded: it cannot forge a log line
+            scope.get("came", 0.0),
+        )
+        self.held: list[Admission] = scope.setdefault("held", [])  # its places, of which protocol.py may have taken one
         self._declared = int(headers.get(b"content-length", 0))
         # httptools takes what comes behind a head that asks for an upgrade, as curl --http2 does, for no body but,
         # when it comes in a packet of its own, for the next request: one in which a stranger may have written.
@@ -128,8 +133,9 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._record.status = message["status"]
-            message["headers"] = [*message["headers"], (b"x-request-id", self._record.request_id.encode())]
+            give_back(self.held)  # before anything is sent: a slow client holds nothing
+            self.record.status = message["status"]
+            message["headers"] = [*message["headers"], (b"x-request-id", self.record.request_id.encode())]
         await self._send(message)
 
 

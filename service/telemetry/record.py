@@ -22,8 +22,8 @@ class Record:
         "waited",
     )
 
-    def __init__(self, request_id: str, method: str, path: str) -> None:
-        """Begin now."""
+    def __init__(self, request_id: str, method: str, path: str, started: float = 0.0) -> None:
+        """Begin now, or at an earlier time of the monotonic clock."""
         self.request_id = request_id
         self.method = method
         self.path = path  # as it was sent, without the query, in which there may be somebody's email
@@ -34,12 +34,12 @@ class Record:
         self.queued_to_hash: float | None = None  # for a core
         self.waited: float | None = None  # on the thread, for a connection
         self.held: float | None = None  # a connection
-        self.started = time.perf_counter()
+        self.started = started or time.monotonic()
         self.duration = 0.0
 
     def end(self) -> None:
         """End now."""
-        self.duration = time.perf_counter() - self.started
+        self.duration = time.monotonic() - self.started
 
 
 # Outside a request there is one that nobody reads.

@@ -11,8 +11,8 @@ from pydantic import MISSING
 from starlette.convertors import Convertor, register_url_convertor
 
 from service.database.pool import Database
-from service.http.admission import give_core_back
 from service.http.docs import answers
+from service.http.gate import give_core_back
 from service.http.problems import PROBLEMS, Table
 from service.users import queries
 from service.users.errors import USER_PROBLEMS, UserNotFound, WrongCredentials
