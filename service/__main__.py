@@ -27,6 +27,10 @@ from service.supervisor import Supervisor
 
 WRONG = 2  # exit status: something is to be corrected
 
+# Seconds that an idle connection stays open: longer than the 60 of usual proxies and load balancers, so that it is
+# they who close it. At uvicorn's 5 a request now and then met the closing, and a client saw its connection reset.
+KEEP_ALIVE = 75
+
 # Seconds a worker has to start in, and to answer its supervisor: uvicorn's 5 give up on healthy ones when all is busy.
 WORKER_PATIENCE = 30
 
@@ -97,6 +101,7 @@ def _start(settings: Settings, *, reload: bool) -> None:
             "host": settings.host,
             "port": settings.port,
             "timeout_graceful_shutdown": math.ceil(settings.graceful_shutdown_timeout),
+            "timeout_keep_alive": KEEP_ALIVE,
             "timeout_worker_healthcheck": WORKER_PATIENCE,
             "log_config": None,  # service/logs.py
             "http": "service.http.protocol:Protocol",
