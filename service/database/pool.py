@@ -85,17 +85,10 @@ class PooledConnection(Connection[TupleRow]):
 
     def row(self, query: str, params: Mapping[str, Any]) -> TupleRow | None:
         """Run a statement and return the first row of its result, if it has one."""
-        return self._run(query, params).fetchone()
-
-    def rows(self, query: str, params: Mapping[str, Any]) -> list[TupleRow]:
-        """Run a statement and return every row of its result."""
-        return self._run(query, params).fetchall()
-
-    def _run(self, query: str, params: Mapping[str, Any]) -> Cursor[TupleRow]:
         # One cursor for all statements, as no result outlives its call: to make one for each cost 9 µs.
         if self._cursor is None:
             self._cursor = self.cursor()
-        return self._cursor.execute(query.encode(), params)
+        return self._cursor.execute(query.encode(), params).fetchone()
 
     def heard(self, diagnostic: errors.Diagnostic) -> None:
         """Take a notice; to an idle session, the server's last words come as one."""

@@ -67,12 +67,11 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
         after = 0 if page.after is MISSING else page.after
         with database.connection() as conn:
             if page.email is MISSING:
-                rows = queries.select_users(conn, after, page.limit + 1)  # one more tells whether there is more
+                found, last = queries.select_users(conn, after, page.limit)
             else:
-                rows = queries.select_users_by_email(conn, page.email, after)
-        found, more = rows[: page.limit], rows[page.limit :]
-        link = {"Link": f'</users?limit={page.limit}&after={found[-1][0]}>; rel="next"'} if more else None
-        return _json(f"[{','.join(user for _, user in found)}]", headers=link)
+                found, last = queries.select_users_by_email(conn, page.email, after), None
+        link = None if last is None else {"Link": f'</users?limit={page.limit}&after={last}>; rel="next"'}
+        return _json(found, headers=link)
 
     @router.get(
         "/users/{user_id:user_id}", operation_id="readUser", summary="Read a user",
