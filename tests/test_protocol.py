@@ -1,9 +1,12 @@
 """What comes as bytes that no client library sends."""
 
 import json
+import re
+import select
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from urllib.parse import urlsplit
 
 import httpx
@@ -85,3 +88,31 @@ def test_a_body_that_does_not_come_is_given_up_at_the_deadline(hasty: Service, c
 def test_a_head_of_more_than_64_kib_is_refused_however_it_comes(service: Service, length: int, status: int) -> None:
     """The network may bring all of it at once."""
     assert exchange(service.url, "GET /users HTTP/1.1", f"X-Long: {'x' * length}").status_code == status
+
+
+def test_a_connection_stays_open_while_its_client_pauses(service: Service) -> None:
+    """A proxy keeps it for a minute, and would send a request into the closing: its client saw a reset."""
+    with socket.create_connection((urlsplit(service.url).hostname, urlsplit(service.url).port), 30) as peer:
+        for pause in (6, 0):
+            peer.sendall(b"GET /users HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert Answer(peer.recv(65536)).status_code == 200
+            closed, _, _ = select.select([peer], [], [], pause)
+            assert not closed, f"it was closed within {pause} seconds"
+
+
+def test_requests_that_come_behind_one_that_waits_unread_are_answered_in_their_order(database: TestDatabase) -> None:
+    """One thread, so that nearly all wait; each client sends its next requests before it has an answer."""
+    ids = [1, 2, 3]
+    with Service({**database.environment, "WORKER_THREADS": "1"}) as service, ExitStack() as stack:
+        address = (urlsplit(service.url).hostname, urlsplit(service.url).port)
+        peers = [stack.enter_context(socket.create_connection(address, 30)) for _ in range(60)]
+        for number in ids:
+            for peer in peers:
+                last = "Connection: close\r\n" if number == ids[-1] else ""
+                peer.sendall(
+                    f"GET /users/{10_000 + number} HTTP/1.1\r\nHost: x\r\n{last}X-Request-ID: {number}\r\n\r\n".encode()
+                )
+        for peer in peers:
+            received = b"".join(iter(partial(peer.recv, 65536), b""))
+            assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"404"] * 3
+            assert re.findall(rb"x-request-id: (\d+)", received) == [b"1", b"2", b"3"]

@@ -75,6 +75,7 @@ class Admission:
         if turn.cancelled() or not turn.done():
             self._queue.pop(turn, None)
             turn.cancel()
+            metrics.ABANDONED.add(self._name)
         elif turn.exception() is None:
             self.give_back()
 

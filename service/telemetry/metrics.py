@@ -102,6 +102,10 @@ REFUSED = Counter(
     "admission_refused_total", "Requests refused, as the queue was full or the wait in it too long.",
     ("queue", "reason"), product(QUEUES, ("full", "late")),
 )  # fmt: skip
+ABANDONED = Counter(
+    "admission_abandoned_total", "Requests whose clients left while they waited in the queue.",
+    ("queue",), _each(*QUEUES),
+)  # fmt: skip
 
 THREADS = Gauge("worker_threads", "Threads that endpoints run on.", ("state",), _each(*STATES))
 HASHING = Gauge("hashing_cores", "Cores that passwords may be hashed on.", ("state",), _each(*STATES))
