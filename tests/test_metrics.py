@@ -93,6 +93,20 @@ def test_histograms_are_whole_and_reach_from_ten_microseconds_to_ten_seconds(ser
         assert value(samples, f"{name}_sum") > 0
 
 
+def refusals(samples: Samples) -> float:
+    return sum(value(samples, "admission_refused_total", queue="threads", reason=reason) for reason in ("full", "late"))
+
+
+def test_who_waited_too_long_is_counted_once_whether_read_or_not(database: TestDatabase) -> None:
+    """One runs, three are ready, the others wait unread."""
+    with Service({**database.environment, "WORKER_THREADS": "1", "QUEUE_WAIT": "0.3"}) as service:
+        with ThreadPoolExecutor(15) as clients, locked(database):
+            asked = [clients.submit(httpx.get, f"{service.url}/users", timeout=30) for _ in range(15)]
+            statuses = Counter(request.result().status_code for request in asked)
+        assert statuses == {504: 1, 503: 14}
+        assert refusals(scrape(service)) == 14
+
+
 def test_the_pool_and_the_queue_are_seen_while_they_are_full(service: Service, database: TestDatabase) -> None:
     def now() -> tuple[float, ...]:
         samples = scrape(service)
@@ -110,11 +124,7 @@ def test_the_pool_and_the_queue_are_seen_while_they_are_full(service: Service, d
         until(lambda: now() == (2, 0, 2, 1), "two connections are used, and one request waits")
     statuses = Counter(request.result().status_code for request in asked)
     samples = scrape(service)
-    refused = sum(
-        value(samples, "admission_refused_total", queue="threads", reason=reason)
-        - value(before, "admission_refused_total", queue="threads", reason=reason)
-        for reason in ("full", "late")
-    )
+    refused = refusals(samples) - refusals(before)
     assert refused == statuses[503] > 0
     assert value(samples, "http_server_problems_total", code="overloaded") == refused
     until(lambda: now() == (0, 2, 0, 0), "all is free again")

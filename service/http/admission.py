@@ -52,11 +52,15 @@ class Admission:
         except asyncio.CancelledError:
             self.leave(turn)
             raise
+        except Overloaded:
+            metrics.REFUSED.add(self._name, "late")
+            raise
 
     def line_up(self, until: float) -> "asyncio.Future[None]":
         """Return what is done when a place was given, or fails with Overloaded a little after the time `until`.
 
-        Who does not want the place any more must say so with `leave`. Raises Overloaded.
+        Who does not want the place any more must say so with `leave`. One that fails is not counted as refused yet:
+        a request that waited unread is read, and refused by `take`. Raises Overloaded.
         """
         loop = asyncio.get_running_loop()
         late = time.monotonic() >= until
@@ -97,7 +101,6 @@ class Admission:
                 break
             del self._queue[turn]
             if not turn.done():
-                metrics.REFUSED.add(self._name, "late")
                 turn.set_exception(Overloaded())
         self._looks = bool(self._queue)
         if self._looks:
