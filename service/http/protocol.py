@@ -59,6 +59,7 @@ class Protocol(HttpToolsProtocol):
             self._running.disconnected = True
             self._running.message_event.set()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn leaves it, after a reset, to keep all this in memory until then
 
     def data_received(self, data: bytes) -> None:
         """Take what came from the network."""
