@@ -25,11 +25,12 @@ from service.database.pool import Database
 from service.http import docs, health, operator
 from service.http.admission import Admission, places
 from service.http.cors import Cors
-from service.http.gate import admitted, unread
+from service.http.gate import admitted
 from service.http.health import Readiness
 from service.http.middleware import BugMiddleware, RequestMiddleware
 from service.http.problems import PROBLEMS, install
 from service.http.threads import Threads
+from service.http.unread import Unread
 from service.settings import Settings
 from service.startup import Startup
 from service.status import Parts, Status
@@ -76,7 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             _spare_the_collector()
             await stack.enter_async_context(threads.running())
             await stack.enter_async_context(status.telling())
-            yield {"unread": unread(queue, app.routes)}  # for http/protocol.py
+            yield {"unread": Unread(queue, app.routes)}  # for http/protocol.py
 
     app = FastAPI(
         title="Users",

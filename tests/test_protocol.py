@@ -4,6 +4,8 @@ import json
 import re
 import select
 import socket
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -12,10 +14,12 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.faults.sessions import locked
 from tests.postgres import TestDatabase
 from tests.process import Service
 from tests.wire import Answer, exchange
 
+PROTOCOL = "service.http.protocol:Protocol"
 SIGN_UP = b'{"id":7,"fname":"A","lname":"B","email":"a@example.com","password":"correct horse"}'
 
 
@@ -102,6 +106,35 @@ def test_a_connection_stays_open_while_its_client_pauses(service: Service) -> No
             assert Answer(received).status_code == 200
             closed, _, _ = select.select([peer], [], [], pause)
             assert not closed, f"it was closed within {pause} seconds"
+
+
+@pytest.fixture(scope="module")
+def impatient(database: TestDatabase) -> Iterator[Service]:
+    """A service that closes a connection on which nothing happens for a second."""
+    uvicorn = "-m uvicorn --factory service.app:create_app --port 0 --timeout-keep-alive 1 --http"
+    with Service(database.environment, argv=[sys.executable, *uvicorn.split(), PROTOCOL]) as service:
+        yield service
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /users HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /users HTT"])
+def test_a_connection_on_which_nothing_happens_is_closed(impatient: Service, sent: bytes) -> None:
+    """Whether it was never used, is not used any more, or began a request and does not end it."""
+    with socket.create_connection((urlsplit(impatient.url).hostname, urlsplit(impatient.url).port), 30) as peer:
+        began = time.monotonic()
+        peer.sendall(sent)
+        received = b"".join(iter(partial(peer.recv, 65536), b""))
+        assert time.monotonic() - began > 0.9
+        assert received.count(b"HTTP/1.1") == sent.endswith(b"\n")
+
+
+def test_a_connection_whose_request_takes_long_is_not_idle(impatient: Service, database: TestDatabase) -> None:
+    with socket.create_connection((urlsplit(impatient.url).hostname, urlsplit(impatient.url).port), 30) as peer:
+        with locked(database):
+            peer.sendall(b"GET /users HTTP/1.1\r\nHost: x\r\n\r\n")
+            closed, _, _ = select.select([peer], [], [], 1.5)
+            assert not closed
+        received = peer.recv(65536)
+    assert Answer(received).status_code == 200
 
 
 def test_requests_that_come_behind_one_that_waits_unread_are_answered_in_their_order(database: TestDatabase) -> None:

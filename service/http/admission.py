@@ -21,7 +21,7 @@ class Admission:
         self.free = limit
         self.length = queue_length
         self.wait = queue_wait  # seconds
-        self._name = name
+        self.name = name
         self._queue: OrderedDict[asyncio.Future[None], float] = OrderedDict()  # and when each has waited too long
         self._looks = False
 
@@ -53,7 +53,7 @@ class Admission:
             self.leave(turn)
             raise
         except Overloaded:
-            metrics.REFUSED.add(self._name, "late")
+            metrics.REFUSED.add(self.name, "late")
             raise
 
     def line_up(self, until: float) -> "asyncio.Future[None]":
@@ -65,7 +65,7 @@ class Admission:
         loop = asyncio.get_running_loop()
         late = time.monotonic() >= until
         if late or self.full:
-            metrics.REFUSED.add(self._name, "late" if late else "full")
+            metrics.REFUSED.add(self.name, "late" if late else "full")
             raise Overloaded
         turn: asyncio.Future[None] = loop.create_future()
         self._queue[turn] = until
@@ -79,7 +79,7 @@ class Admission:
         if turn.cancelled() or not turn.done():
             self._queue.pop(turn, None)
             turn.cancel()
-            metrics.ABANDONED.add(self._name)
+            metrics.ABANDONED.add(self.name)
         elif turn.exception() is None:
             self.give_back()
 

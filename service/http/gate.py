@@ -1,17 +1,15 @@
 """What stands before an endpoint: its request's body is read, its place taken, its deadline set."""
 
 import asyncio
-import re
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
 from starlette.types import Message, Receive, Scope, Send
 
 from service.database.deadlines import DEADLINE
@@ -31,20 +29,6 @@ def give_core_back() -> None:
     CORE.get()()
 
 
-class Unread(NamedTuple):
-    """The queue, and how the requests begin that wait in it before they are parsed. See protocol.py."""
-
-    queue: Admission
-    beginning: re.Pattern[bytes]
-
-
-def unread(queue: Admission, routes: Iterable[BaseRoute]) -> Unread:
-    """Return it for the reads among `routes`, as far as they run on a thread."""
-    admitted = [route for route in routes if isinstance(route, APIRoute) and isinstance(route.app, _Gate)]
-    paths = {re.escape(route.path_format.partition("/{")[0].encode()) for route in admitted}
-    return Unread(queue, re.compile(rb"(?:GET|HEAD) (?:%s)[/? ]" % b"|".join(paths)))
-
-
 def admitted(
     threads: Threads, queue: Admission, hashing: Admission, *, deadline: float, hashes: Callable[[Any], bool]
 ) -> type[APIRoute]:
@@ -58,7 +42,7 @@ def admitted(
     class AdmittedRoute(APIRoute):
         def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:  # noqa: ANN401
             super().__init__(path, threads.endpoint(endpoint), **kwargs)
-            self.app = _Gate(self, queue, hashing, deadline, hashes)
+            self.app = Gate(self, queue, hashing, deadline, hashes)
 
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             run_endpoint = super().get_route_handler()
@@ -78,7 +62,7 @@ def admitted(
     return AdmittedRoute
 
 
-class _Gate:
+class Gate:
     """Stands before a route, and before anything of FastAPI's is made for the request.
 
     What waits is small, then: with 250 in the queue a request cost a tenth more when FastAPI had begun on it, as
@@ -102,6 +86,7 @@ class _Gate:
         self._hashes = hashes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let one request through when its turn comes. Raises Overloaded."""
         queues: tuple[Admission, ...] = (self._queue,)
         came = RECORD.get().started
         if self._takes_body:

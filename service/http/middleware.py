@@ -22,7 +22,7 @@ from service.telemetry.record import RECORD, Record
 logger = logging.getLogger(__name__)
 
 # What a client may call its request: enough for a UUID or a trace id, nothing that could forge a log line.
-SANE_ID = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
+SANE_ID = re.compile(rb"[A-Za-z0-9._:+/=@-]{1,128}")
 
 
 class RequestMiddleware:
@@ -105,9 +105,8 @@ class _Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
         headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"").decode("latin-1")
         self.record = Record(
-            given if SANE_ID.fullmatch(given) else f"{random.getrandbits(128):032x}",
+            request_id(headers.get(b"x-request-id", b"")),
             scope["method"],
             scope["raw_path"].decode("ascii", "backslashreplace"),  # still encoded: it cannot forge a log line
             scope.get("came", 0.0),
@@ -137,6 +136,11 @@ class _Exchange:
             self.record.status = message["status"]
             message["headers"] = [*message["headers"], (b"x-request-id", self.record.request_id.encode())]
         await self._send(message)
+
+
+def request_id(given: bytes) -> str:
+    """Return what a request is called: what its client calls it, or else a name of ours."""
+    return given.decode() if SANE_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
 
 
 def _routable(scope: Scope) -> Scope:
