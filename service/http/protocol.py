@@ -10,7 +10,8 @@ import time
 from uuid import uuid4
 
 from starlette.types import Scope
-from uvicorn._types import ASGI3Application
+from uvicorn._types import ASGI3Application, ASGISendEvent
+from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.http.admission import Admission
@@ -194,3 +195,55 @@ class Protocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.close)
+
+
+class _Joined:
+    """Holds back what is written, to send it in one piece."""
+
+    __slots__ = ("_parts", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def flush(self) -> None:
+        if self._parts:  # to a client that has left nothing is written, and nothing can be
+            data, self._parts = b"".join(self._parts), []
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+
+class _Cycle(RequestResponseCycle):
+    """One request and its answer, whose head waits for its body: sent one by one they cost a tenth of a request."""
+
+    _start: ASGISendEvent | None = None
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.start" and not self._start and not self.response_started:
+            self._start = message
+            return
+        if not self._start:
+            await super().send(message)
+            return
+        start, self._start = self._start, None
+        transport = self.transport
+        joined = _Joined(transport)
+        self.transport = joined  # type: ignore[assignment] # as much of one as is asked for here
+        try:
+            await super().send(start)
+            await super().send(message)
+        finally:
+            self.transport = transport
+            joined.flush()
+
+
+httptools_impl.RequestResponseCycle = _Cycle  # type: ignore[misc] # uvicorn takes no other from its protocol
