@@ -2,7 +2,7 @@
 
 Its threads take turns with the GIL, so one core is all they can use, and a turn that moves to another core
 costs more: on a core of its own, the same worker serves 1.2 to 1.5 times the requests. Hashing a password lets
-the GIL go, and may use them all.
+the GIL go, and may use them all: see users/passwords.py.
 """
 
 import os
@@ -10,8 +10,7 @@ import random
 import socket
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 RETRY = 1.0  # seconds: while workers are replaced, there is one more of them than cores
@@ -37,18 +36,10 @@ def settle() -> str:
     return f"this worker keeps to core {core} (WORKER_AFFINITY)"
 
 
-@contextmanager
-def everywhere() -> Iterator[None]:
-    """Let this thread use every core while the block runs. Costs two system calls, 2 µs."""
-    if not _given:
-        yield
-        return
-    kept = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, _given)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, kept)
+def leave_the_core() -> None:
+    """Let this thread use every core that the process may use. Costs a system call, 1 µs."""
+    if _given:
+        os.sched_setaffinity(0, _given)
 
 
 def _take(given: set[int]) -> int | None:

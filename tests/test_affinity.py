@@ -4,10 +4,12 @@ import os
 import re
 from pathlib import Path
 
+from service.users.passwords import NICE
 from tests.checkout import workers
 from tests.polling import until
 from tests.postgres import TestDatabase
 from tests.process import Service
+from tests.users import new_user
 
 CORES = os.sched_getaffinity(0)
 
@@ -27,6 +29,16 @@ def test_a_worker_keeps_all_its_threads_to_one_core_or_says_that_none_is_free(se
     assert all(cores == found[0] for cores in found), found
     core = re.search(r"this worker keeps to core (\d+)", service.log)
     assert found[0] == ({int(core[1])} if core else CORES)
+
+
+def test_hashing_uses_every_core_and_stands_back_for_all_else(database: TestDatabase) -> None:
+    with Service(database.environment) as service:
+        assert service.client.post("/users", json=new_user()).status_code == 201
+        usual = os.getpriority(os.PRIO_PROCESS, service.process.pid)
+        threads = [int(thread.name) for thread in Path(f"/proc/{service.process.pid}/task").iterdir()]
+        hashing = [thread for thread in threads if os.getpriority(os.PRIO_PROCESS, thread) == min(19, usual + NICE)]
+        assert len(hashing) == 1
+        assert os.sched_getaffinity(hashing[0]) == CORES
 
 
 def test_no_two_workers_keep_to_the_same_core(database: TestDatabase) -> None:

@@ -55,4 +55,5 @@ def test_endpoints_that_give_theirs_back_are_not_suspected(service: Service) -> 
         assert service.client.get("/users").status_code == 200
     assert counted(service, "db_client_connection_use_time_seconds_count") >= 20
     assert counted(service, "db_client_connection_leaks_total") == 0
-    assert service.client.get("/pool").json()["holders"] == []
+    # It is looked ten times a second, and may have been just when a request held one.
+    until(lambda: service.client.get("/pool").json()["holders"] == [], "nobody holds a connection")
