@@ -21,13 +21,14 @@ class Contender:
     title: str
     command: str
     workloads: tuple[str, ...] = EVERYTHING
+    ours: bool = False
 
     def argv(self, port: int) -> list[str]:
         """Return the command line."""
         return [sys.executable, *self.command.format(port=port).split()]
 
 
-OURS = Contender("ours", "this service", "-m service serve")
+OURS = Contender("ours", "this service", "-m service serve", ours=True)
 
 CONTENDERS = {
     contender.name: contender
@@ -40,6 +41,7 @@ CONTENDERS = {
         Contender("connect", "def, a connection per request", f"{UVICORN} {PEERS}.connection_per_request:app"),
         Contender("flask", "Flask, psycopg_pool, gunicorn", f"{GUNICORN} {PEERS}.flask_threads:app"),
         Contender("django", "Django, its pool, gunicorn", f"{GUNICORN} {PEERS}.django_threads:application"),
+        Contender("unmetered", "this service, nothing counted", "-m tests.bench.unmetered serve", ("one",), ours=True),
         Contender("constant", "limit: FastAPI answers a constant", f"{UVICORN} {PEERS}.constant:app", ("one",)),
     )
 }

@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-from tests.bench.contenders import CONTENDERS, OURS
+from tests.bench.contenders import OURS
 from tests.bench.report import TITLES, Samples, medians
 from tests.bench.workloads import CONCURRENCY, WORKLOADS
 
@@ -22,7 +22,7 @@ COLOURS = {
     "django": "#d46a9f",
     LIMIT: "#888888",
 }
-MARKS = dict(zip(CONTENDERS, "osD^vPph.", strict=True))  # who cannot tell the colours has the shapes
+MARKS = dict(zip(COLOURS, "osD^vPph.", strict=True))  # who cannot tell the colours has the shapes
 FIGURES = {"rate": "requests a second", "p99": "p99, milliseconds"}
 
 
@@ -63,16 +63,16 @@ def _plot(axis: Any, figures: dict[tuple[str, int, str], dict[str, Any]], worklo
     concurrency = sorted({cell[1] for cell in figures if cell[0] == workload})
     axis.set_xticks(concurrency, [str(connections) for connections in concurrency])
     failures: dict[int, int] = {}
-    for name in CONTENDERS:
+    for name, colour in COLOURS.items():
         points = [(c, figures[workload, c, name]) for c in concurrency if (workload, c, name) in figures]
         good = [(c, row[value]) for c, row in points if not row["failed"]]
         axis.plot(
-            [c for c, _ in good], [figure for _, figure in good], label=TITLES[name], color=COLOURS[name],
+            [c for c, _ in good], [figure for _, figure in good], label=TITLES[name], color=colour,
             marker=MARKS[name], markersize=7 if name == OURS.name else 4, linewidth=3.5 if name == OURS.name else 1.2,
             linestyle="--" if name == LIMIT else "-", zorder=3 if name == OURS.name else 2,
         )  # fmt: skip
         for c in (c for c, row in points if row["failed"]):
-            _fails(axis, c, failures.get(c, 0), value, COLOURS[name])
+            _fails(axis, c, failures.get(c, 0), value, colour)
             failures[c] = failures.get(c, 0) + 1
 
 

@@ -14,7 +14,7 @@ from typing import Self
 import httpx
 import psutil  # type: ignore[import-untyped]
 
-from tests.bench.contenders import OURS, Contender
+from tests.bench.contenders import Contender
 from tests.bench.database import url
 from tests.polling import until
 from tests.postgres import TestDatabase, free_port
@@ -59,7 +59,7 @@ class Server:
         self.contender = contender
         self._database = database
         core = max(os.sched_getaffinity(0))
-        self._prefix = ["taskset", "--cpu-list", str(core)] if pin and contender is not OURS else []
+        self._prefix = ["taskset", "--cpu-list", str(core)] if pin and not contender.ours else []
         self._settings = {**SETTINGS, **(settings or {})}
 
     def __enter__(self) -> Self:
@@ -76,9 +76,9 @@ class Server:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._log = tempfile.NamedTemporaryFile("w+", prefix=f"bench-{self.contender.name}-", suffix=".log")  # noqa: SIM115
-        own = {"PORT": str(port), **self._settings} if self.contender is OURS else {}
+        own = {"PORT": str(port), **self._settings} if self.contender.ours else {}
         env = environment({**self._database.environment, **own})
-        if self.contender is not OURS:
+        if not self.contender.ours:
             env["DATABASE_URL"] = url(self._database)
         self.process = subprocess.Popen(
             [*self._prefix, *self.contender.argv(port)],
