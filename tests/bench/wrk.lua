@@ -18,11 +18,11 @@ function requests.one()
 end
 
 function requests.page()
-  return get("/users?limit=100&after=" .. math.random(0, users - 200))
+  return get("/users?limit=100&after=" .. math.random(1, users - 200))
 end
 
 function requests.page1000()
-  return get("/users?limit=1000&after=" .. math.random(0, math.max(0, users - 2000)))
+  return get("/users?limit=1000&after=" .. math.random(1, math.max(0, users - 2000)))
 end
 
 function requests.create()
