@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from argon2 import PasswordHasher
@@ -24,23 +25,20 @@ _hasher = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1, hash_le
 NOBODY = "$argon2id$v=19$m=19456,t=2,p=1$JVaaRw1TGs6dKNDtr74+TA$bQga5WV1dq5+WHhmDI++pDGOHw/3vqQNkclnp2pe3XE"
 
 
-def _stand_back() -> None:
-    if sys.platform == "linux":  # where this is said of a thread
-        os.nice(NICE)
-
-
-_threads = ThreadPoolExecutor(os.cpu_count(), "hashing", _stand_back)
-
-
 def hash_password(password: str) -> str:
     """Return the hash to store, its parameters inside it. Costs 19 ms of one core."""
-    return _hashed(lambda: _hasher.hash(password))
+    return _threads.submit(_anywhere, _hasher.hash, password).result()
+
+
+def hash_passwords(passwords: Iterable[str]) -> list[str]:
+    """Return the hash of each, worked on by all cores."""
+    return list(_threads.map(partial(_anywhere, _hasher.hash), passwords))
 
 
 def is_password(password: str, stored: str) -> bool:
     """Tell whether `stored` is the hash of `password`. Costs 19 ms of one core."""
     try:
-        return _hashed(lambda: _hasher.verify(stored, password))
+        return _threads.submit(_anywhere, _hasher.verify, stored, password).result()
     except (VerificationError, InvalidHashError):
         return False
 
@@ -56,9 +54,14 @@ def cores(workers: int) -> int:
     return max(1, available // workers)
 
 
-def _hashed(work: Callable[[], T]) -> T:
-    def anywhere() -> T:
-        leave_the_core()
-        return work()
+def _stand_back() -> None:
+    if sys.platform == "linux":  # where this is said of a thread
+        os.nice(NICE)
 
-    return _threads.submit(anywhere).result()
+
+def _anywhere(work: Callable[..., T], *arguments: str) -> T:
+    leave_the_core()  # each time: the worker may get a core of its own later, and keep all its threads to it
+    return work(*arguments)
+
+
+_threads = ThreadPoolExecutor(cores(workers=1), "hashing", _stand_back)

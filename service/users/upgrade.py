@@ -1,12 +1,11 @@
 """Readies a table of the older form, with passwords in plain text, for schema.sql."""
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from psycopg import Connection
 
 from service.database.schema import Say, SchemaError, Upgrade
-from service.users.passwords import cores, hash_password
+from service.users.passwords import hash_passwords
 
 BATCH = 100  # rows: two seconds of one core, and as long as an interrupted run repeats at most
 
@@ -81,13 +80,11 @@ def prepare(conn: Connection[Any], say: Say) -> None:
     conn.execute(WIDEN_COLUMN)
     total = conn.execute(COUNT_PLAIN, {"hash": HASH}).fetchone()[0]  # type: ignore[index]
     done, after = 0, -(2**63)
-    with ThreadPoolExecutor(cores(workers=1)) as executor:
-        while rows := conn.execute(SELECT_PLAIN, {"after": after, "hash": HASH, "batch": BATCH}).fetchall():
-            ids, plain = zip(*rows, strict=True)
-            hashes = list(executor.map(hash_password, plain))
-            conn.execute(UPDATE_HASHED, {"ids": list(ids), "plain": list(plain), "hashes": hashes})
-            done, after = done + len(rows), ids[-1]
-            say(f"passwords hashed: {done} of {max(done, total)}")
+    while rows := conn.execute(SELECT_PLAIN, {"after": after, "hash": HASH, "batch": BATCH}).fetchall():
+        ids, plain = zip(*rows, strict=True)
+        conn.execute(UPDATE_HASHED, {"ids": list(ids), "plain": list(plain), "hashes": hash_passwords(plain)})
+        done, after = done + len(rows), ids[-1]
+        say(f"passwords hashed: {done} of {max(done, total)}")
 
 
 def _columns(conn: Connection[Any]) -> Any:  # noqa: ANN401 - a list of names, or None for no table
