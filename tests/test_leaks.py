@@ -4,13 +4,12 @@ import re
 import sys
 from collections.abc import Iterator
 
-import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.polling import until
 from tests.postgres import Cluster, free_port
 from tests.process import Service
+from tests.scrape import counted
 
 TIMEOUTS = {
     "LOCK_TIMEOUT": "0.1",
@@ -27,11 +26,6 @@ def service(cluster: Cluster) -> Iterator[Service]:
     settings = {**cluster.create_database().environment, **TIMEOUTS, "WORKER_THREADS": "2"}
     with Service(settings, argv=[sys.executable, *uvicorn]) as service:
         yield service
-
-
-def counted(service: Service, name: str) -> float:
-    families = text_string_to_metric_families(httpx.get(f"{service.url}/metrics", timeout=30).text)
-    return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
 
 def test_a_connection_that_was_never_given_back_is_reported_once_and_counted_once(service: Service) -> None:

@@ -16,13 +16,13 @@ from threading import Thread
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.load import clients
 from tests.load.clients import Address, Load, Phase
 from tests.polling import until
 from tests.postgres import TestDatabase, free_port
 from tests.process import CHECKOUT, Service, environment
+from tests.scrape import scrape
 
 DURATION = "http_server_request_duration_seconds"
 KEY = "the operator's own key"
@@ -78,11 +78,10 @@ def summary(output: str) -> dict[str, dict[str, int]]:
 def counted(service: Service) -> Counter[str]:
     """Return what the service counted of requests to /users and below, by method and status."""
     counts: Counter[str] = Counter()
-    for family in text_string_to_metric_families(httpx.get(f"{service.url}/metrics").text):
-        for sample in family.samples:
-            if sample.name == f"{DURATION}_count" and sample.labels["http_route"].startswith("/users"):
-                key = f"{sample.labels['http_request_method']} {sample.labels['http_response_status_code']}"
-                counts[key] += int(sample.value)
+    for (name, pairs), number in scrape(service).items():
+        labels = dict(pairs)
+        if name == f"{DURATION}_count" and labels["http_route"].startswith("/users"):
+            counts[f"{labels['http_request_method']} {labels['http_response_status_code']}"] += int(number)
     return counts
 
 

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from service.telemetry.metrics import BOUNDS, quantile
 from tests.checkout import workers
@@ -16,24 +15,11 @@ from tests.faults.sessions import locked
 from tests.polling import until
 from tests.postgres import Cluster, TestDatabase
 from tests.process import Service
+from tests.scrape import Samples, scrape
 
 ADA = {"id": 1, "fname": "Ada", "lname": "Lovelace", "email": "ada@example.com", "password": "correct horse"}
 DURATION = "http_server_request_duration_seconds"
 FOUR = {"WORKERS": "4", "WORKER_THREADS": "2"}
-
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-def scrape(service: Service) -> Samples:
-    """Ask over a new connection: whichever worker takes it."""
-    answer = httpx.get(f"{service.url}/metrics", timeout=30)
-    assert answer.status_code == 200
-    assert answer.headers["content-type"].startswith("text/plain; version=")
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(answer.text)
-        for sample in family.samples
-    }
 
 
 def value(samples: Samples, name: str, **labels: str) -> float:

@@ -29,9 +29,14 @@ class Answer:
         return json.loads(self.content)
 
 
+def connect(url: str) -> socket.socket:
+    """Connect to the service at `url`."""
+    return socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), 30)
+
+
 def exchange(url: str, request_line: str, *headers: str, body: bytes = b"") -> Answer:
     """Send exactly this and return everything that comes until the server closes."""
     lines = [request_line, "Host: test", "Connection: close", *headers]
-    with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), 30) as peer:
+    with connect(url) as peer:
         peer.sendall("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body)
         return Answer(b"".join(iter(lambda: peer.recv(65536), b"")))

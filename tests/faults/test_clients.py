@@ -16,6 +16,7 @@ from tests.faults.sessions import locked, sessions, waiting
 from tests.polling import until
 from tests.postgres import Cluster, TestDatabase
 from tests.process import Service
+from tests.scrape import counted
 
 THREADS = 8
 MANY = 200  # sockets
@@ -91,13 +92,9 @@ def hang_up(peer: socket.socket, how: str) -> None:
     peer.close()
 
 
-def abandoned(service: Service) -> int:
+def abandoned(service: Service) -> float:
     """Return how many requests were given up by their clients before they were read."""
-    found = re.search(
-        r'^admission_abandoned_total\{queue="threads"\} (\d+)', service.client.get("/metrics").text, re.MULTILINE
-    )
-    assert found
-    return int(found[1])
+    return counted(service, "admission_abandoned_total", queue="threads")
 
 
 def answered(load: Load, since: float) -> None:

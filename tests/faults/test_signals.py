@@ -3,12 +3,10 @@
 import os
 import re
 import signal
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit
 
 import httpx
 import psutil  # type: ignore[import-untyped]
@@ -21,6 +19,7 @@ from tests.faults.sessions import locked, sessions, waiting
 from tests.polling import until
 from tests.postgres import Cluster, TestDatabase
 from tests.process import Service
+from tests.wire import connect
 
 # Eight clients may all be at one worker, and hash there one by one, on a machine that is busy with something else.
 FOUR_THREADS = {"WORKER_THREADS": "4", "QUEUE_WAIT": "1.9"}
@@ -125,8 +124,7 @@ def test_a_client_that_never_ends_its_request_keeps_the_process_for_the_graceful
 ) -> None:
     head = f"POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{body}"
     with started(database, {"GRACEFUL_SHUTDOWN_TIMEOUT": "3"}) as service:
-        url = urlsplit(service.url)
-        with socket.create_connection((url.hostname, url.port), 30) as peer:
+        with connect(service.url) as peer:
             peer.sendall(head.encode())
             assert service.client.get("/livez").status_code == 200
             service.process.send_signal(signal.SIGTERM)
