@@ -3,13 +3,11 @@
 import json
 import re
 import select
-import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -17,7 +15,7 @@ import pytest
 from tests.faults.sessions import locked
 from tests.postgres import TestDatabase
 from tests.process import Service
-from tests.wire import Answer, exchange
+from tests.wire import Answer, connect, exchange
 
 PROTOCOL = "service.http.protocol:Protocol"
 SIGN_UP = b'{"id":7,"fname":"A","lname":"B","email":"a@example.com","password":"correct horse"}'
@@ -35,7 +33,7 @@ def test_a_request_is_answered_though_garbage_comes_behind_it(service: Service) 
     head = (
         f"POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(SIGN_UP)}\r\n\r\n"
     )
-    with socket.create_connection((urlsplit(service.url).hostname, urlsplit(service.url).port), 30) as peer:
+    with connect(service.url) as peer:
         peer.sendall(head.encode() + SIGN_UP + b"garbage\r\n\r\n")
         answer = Answer(b"".join(iter(lambda: peer.recv(65536), b"")))
     assert answer.status_code == 201
@@ -54,7 +52,7 @@ def test_what_comes_behind_an_upgrade_is_not_taken_for_a_request(service: Servic
     body = b"DELETE /users/8 HTTP/1.1\r\nHost: x\r\n\r\n"
     head = f"POST /users HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nContent-Length: {len(body)}\r\n\r\n"
     assert client.post("/users", json={**json.loads(SIGN_UP), "id": 8, "email": "b@example.com"}).status_code == 201
-    with socket.create_connection((urlsplit(service.url).hostname, urlsplit(service.url).port), 30) as peer:
+    with connect(service.url) as peer:
         peer.sendall(head.encode())
         answer = Answer(peer.recv(65536))
         with suppress(ConnectionError):  # it is closed, or will be as soon as the body has come
@@ -96,7 +94,7 @@ def test_a_head_of_more_than_64_kib_is_refused_however_it_comes(service: Service
 
 def test_a_connection_stays_open_while_its_client_pauses(service: Service) -> None:
     """A proxy keeps it for a minute, and would send a request into the closing: its client saw a reset."""
-    with socket.create_connection((urlsplit(service.url).hostname, urlsplit(service.url).port), 30) as peer:
+    with connect(service.url) as peer:
         for pause in (6, 0):
             peer.sendall(b"GET /users HTTP/1.1\r\nHost: x\r\n\r\n")
             received = b""
@@ -119,7 +117,7 @@ def impatient(database: TestDatabase) -> Iterator[Service]:
 @pytest.mark.parametrize("sent", [b"", b"GET /users HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /users HTT"])
 def test_a_connection_on_which_nothing_happens_is_closed(impatient: Service, sent: bytes) -> None:
     """Whether it was never used, is not used any more, or began a request and does not end it."""
-    with socket.create_connection((urlsplit(impatient.url).hostname, urlsplit(impatient.url).port), 30) as peer:
+    with connect(impatient.url) as peer:
         began = time.monotonic()
         peer.sendall(sent)
         received = b"".join(iter(partial(peer.recv, 65536), b""))
@@ -128,7 +126,7 @@ def test_a_connection_on_which_nothing_happens_is_closed(impatient: Service, sen
 
 
 def test_a_connection_whose_request_takes_long_is_not_idle(impatient: Service, database: TestDatabase) -> None:
-    with socket.create_connection((urlsplit(impatient.url).hostname, urlsplit(impatient.url).port), 30) as peer:
+    with connect(impatient.url) as peer:
         with locked(database):
             peer.sendall(b"GET /users HTTP/1.1\r\nHost: x\r\n\r\n")
             closed, _, _ = select.select([peer], [], [], 1.5)
@@ -137,12 +135,17 @@ def test_a_connection_whose_request_takes_long_is_not_idle(impatient: Service, d
     assert Answer(received).status_code == 200
 
 
+def test_an_answer_that_breaks_off_before_its_body_is_an_error_and_no_silence() -> None:
+    uvicorn = f"-m uvicorn tests.half:app --port 0 --http {PROTOCOL}"
+    with Service({}, argv=[sys.executable, *uvicorn.split()]) as half:
+        assert exchange(half.url, "GET / HTTP/1.1").status_code == 500
+
+
 def test_requests_that_come_behind_one_that_waits_unread_are_answered_in_their_order(database: TestDatabase) -> None:
     """One thread, so that nearly all wait; each client sends its next requests before it has an answer."""
     ids = [1, 2, 3]
     with Service({**database.environment, "WORKER_THREADS": "1"}) as service, ExitStack() as stack:
-        address = (urlsplit(service.url).hostname, urlsplit(service.url).port)
-        peers = [stack.enter_context(socket.create_connection(address, 30)) for _ in range(60)]
+        peers = [stack.enter_context(connect(service.url)) for _ in range(60)]
         for number in ids:
             for peer in peers:
                 last = "Connection: close\r\n" if number == ids[-1] else ""

@@ -51,11 +51,9 @@ class RequestMiddleware:
                 await self.app(routed, exchange.receive, exchange.send)
         finally:
             give_back(exchange.held)
-            record.end()
             if route := routed.get("route"):
                 record.route = route.path_format
-            metrics.note(record)
-            logs.tell(record)
+            tell(record)
 
 
 class BugMiddleware:
@@ -136,6 +134,13 @@ class _Exchange:
             self.record.status = message["status"]
             message["headers"] = [*message["headers"], (b"x-request-id", self.record.request_id.encode())]
         await self._send(message)
+
+
+def tell(record: Record) -> None:
+    """End, count and log a request. To be called on the event loop."""
+    record.end()
+    metrics.note(record)
+    logs.tell(record)
 
 
 def request_id(given: bytes) -> str:

@@ -7,7 +7,6 @@ and had left them when it was freed. With 1,000 connections that costs a fifteen
 
 import asyncio
 import time
-from uuid import uuid4
 
 from starlette.types import Scope
 from uvicorn._types import ASGI3Application, ASGISendEvent
@@ -15,6 +14,7 @@ from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.http.admission import Admission
+from service.http.middleware import request_id
 from service.http.problems import HEAD_TOO_LARGE, MALFORMED_REQUEST, Problem, render
 from service.http.unread import Unread, head
 from service.telemetry import metrics
@@ -188,7 +188,7 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, problem: Problem) -> None:
         metrics.PROBLEMS.add(problem.code)
-        response = render(problem, headers={"X-Request-ID": uuid4().hex})
+        response = render(problem, headers={"X-Request-ID": request_id(b"")})
         self.transport.write(head(response) + b"\r\n" + response.body)
         # Closed at once, with bytes still coming, the client would get a reset in place of the answer.
         self._refused = True
@@ -228,8 +228,8 @@ class _Cycle(RequestResponseCycle):
     _start: ASGISendEvent | None = None
 
     async def send(self, message: ASGISendEvent) -> None:
-        if message["type"] == "http.response.start" and not self._start and not self.response_started:
-            self._start = message
+        if message["type"] == "http.response.start" and not self.response_started:
+            self._start = message  # in place of an earlier one, to which no body came: the application failed
             return
         if not self._start:
             await super().send(message)

@@ -16,10 +16,9 @@ from fastapi import Response
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
-from service import logs
 from service.http.admission import Admission
 from service.http.gate import Gate
-from service.http.middleware import request_id
+from service.http.middleware import request_id, tell
 from service.http.problems import PROBLEMS, render
 from service.http.threads import Overloaded
 from service.telemetry import metrics, traces
@@ -65,10 +64,8 @@ class Unread:
         method = parser.get_method().decode()
         record = Record(request_id(request.id), method, path)
         record.route, record.status, record.code = route, HTTPStatus.SERVICE_UNAVAILABLE, PROBLEMS[Overloaded].code
-        record.end()
         metrics.REFUSED.add(self.queue.name, "full")
-        metrics.note(record)
-        logs.tell(record)
+        tell(record)
         body = self._body if method == "GET" else b""
         return b"%bx-request-id: %b\r\n\r\n%b" % (self._head, record.request_id.encode(), body)
 
