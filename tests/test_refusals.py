@@ -1,20 +1,21 @@
 """Who finds the queue full is answered with little work, and must not be able to tell."""
 
 import json
+import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit
+from contextlib import contextmanager
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.faults.sessions import locked
 from tests.polling import until
-from tests.postgres import TestDatabase
+from tests.postgres import Cluster, TestDatabase
 from tests.problems import is_problem
 from tests.process import Service
-from tests.wire import Answer
+from tests.scrape import counted
+from tests.wire import Answer, connect
 
 PAGE = "https://app.example.com"
 FULL = {
@@ -24,9 +25,9 @@ FULL = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def full(database: TestDatabase) -> Iterator[Service]:
-    """A service whose only place is taken."""
+@contextmanager
+def filled(database: TestDatabase) -> Iterator[Service]:
+    """Have a service whose only place is taken while the block runs."""
     with Service({**database.environment, **FULL}) as service, ThreadPoolExecutor(1) as holder:
         with locked(database):
             held = holder.submit(service.client.get, "/users", timeout=120)
@@ -35,8 +36,10 @@ def full(database: TestDatabase) -> Iterator[Service]:
         assert held.result().status_code == 200
 
 
-def connect(service: Service) -> socket.socket:
-    return socket.create_connection((urlsplit(service.url).hostname, urlsplit(service.url).port), 30)
+@pytest.fixture(scope="module")
+def full(database: TestDatabase) -> Iterator[Service]:
+    with filled(database) as service:
+        yield service
 
 
 def send(peer: socket.socket, *lines: str) -> Answer:
@@ -50,17 +53,8 @@ def send(peer: socket.socket, *lines: str) -> Answer:
 
 
 def ask(service: Service, *lines: str) -> Answer:
-    with connect(service) as peer:
+    with connect(service.url) as peer:
         return send(peer, *lines)
-
-
-def counted(service: Service, name: str, **labels: str) -> float:
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(service.client.get("/metrics").text)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
 
 
 @pytest.mark.parametrize("path", ["/users", "/users/1", "/users?limit=5", "/users/none", "/users?email=a@example.com"])
@@ -111,7 +105,7 @@ def test_a_name_that_could_forge_a_line_is_not_taken(full: Service) -> None:
 
 
 def test_one_connection_is_refused_as_often_as_it_asks(full: Service) -> None:
-    with connect(full) as peer:
+    with connect(full.url) as peer:
         for _ in range(3):
             is_problem(send(peer, "GET /users/1 HTTP/1.1"), 503, "overloaded")
         assert send(peer, "GET /livez HTTP/1.1").status_code == 200
@@ -119,7 +113,7 @@ def test_one_connection_is_refused_as_often_as_it_asks(full: Service) -> None:
 
 
 def test_head_is_refused_without_a_body(full: Service) -> None:
-    with connect(full) as peer:
+    with connect(full.url) as peer:
         peer.sendall(b"HEAD /users HTTP/1.1\r\nHost: x\r\n\r\n")
         head = peer.recv(65536)
         assert head.startswith(b"HTTP/1.1 503 ")
@@ -127,9 +121,10 @@ def test_head_is_refused_without_a_body(full: Service) -> None:
         is_problem(send(peer, "GET /users/1 HTTP/1.1"), 503, "overloaded")  # which begins where it should
 
 
-def test_two_that_come_together_get_two_answers(full: Service) -> None:
-    with connect(full) as peer:
-        peer.sendall(b"GET /users/1 HTTP/1.1\r\nHost: x\r\n\r\nGET /users/2 HTTP/1.1\r\nHost: x\r\n\r\n")
+@pytest.mark.parametrize("first", [b"/users/1", b"/users?limit=1"])
+def test_two_that_come_together_get_two_answers(full: Service, first: bytes) -> None:
+    with connect(full.url) as peer:
+        peer.sendall(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\nGET /users/2 HTTP/1.1\r\nHost: x\r\n\r\n" % first)
         received = b""
         while received.count(b"}\n") < 2:
             received += (part := peer.recv(65536))
@@ -156,7 +151,7 @@ def test_what_is_wrong_with_it_is_told_all_the_same(full: Service, lines: tuple[
 def test_what_looks_like_a_read_in_a_refused_body_is_none(full: Service) -> None:
     """The body is refused by its length, before it has come."""
     inner = b"GET /users/1 HTTP/1.1\r\nHost: x\r\n\r\n"
-    with connect(full) as peer:
+    with connect(full.url) as peer:
         peer.sendall(f"POST /users HTTP/1.1\r\nHost: x\r\nContent-Length: {len(inner) + 100_000}\r\n\r\n".encode())
         is_problem(Answer(peer.recv(65536)), 413, "body-too-large")
         peer.sendall(inner)
@@ -167,8 +162,16 @@ def test_what_looks_like_a_read_in_a_refused_body_is_none(full: Service) -> None
 
 @pytest.mark.parametrize("lines", [("GET /users HTTP/1.0",), ("GET /users HTTP/1.1", "Connection: close")])
 def test_who_asks_for_the_end_of_the_connection_gets_it(full: Service, lines: tuple[str, ...]) -> None:
-    with connect(full) as peer:
+    with connect(full.url) as peer:
         answer = send(peer, *lines)
         is_problem(answer, 503, "overloaded")
         assert answer.headers["Connection"] == "close"
         assert peer.recv(65536) == b""
+
+
+def test_the_last_answer_before_the_end_of_the_service_says_so(cluster: Cluster) -> None:
+    with filled(cluster.create_database()) as service, connect(service.url) as peer:
+        service.process.send_signal(signal.SIGTERM)
+        while (answer := send(peer, "GET /users/1 HTTP/1.1")).headers["Connection"] != "close":
+            is_problem(answer, 503, "overloaded")
+        is_problem(answer, 503, "overloaded")

@@ -1,10 +1,12 @@
 """Traces, as a collector of OpenTelemetry gets them."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
+import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -130,6 +132,20 @@ def test_a_query_that_fails_says_so_by_its_code_and_not_by_its_words(
     with locked(database):
         assert service.client.get("/users").status_code == 504
     named(collector, "GET /users", failed=True)
+
+
+def test_a_request_that_finds_the_queue_full_is_a_span_too(cluster: Cluster, collector: Collector) -> None:
+    full = cluster.create_database()
+    settings = {**full.environment, **collector.environment, "WORKER_THREADS": "1", "QUEUE_LENGTH": "0"}
+    with Service(settings) as service, ThreadPoolExecutor(1) as holder:
+        with locked(full):
+            holder.submit(service.client.get, "/users")
+            headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+            until(
+                lambda: httpx.get(f"{service.url}/users/9", headers=headers, timeout=30).status_code == 503,
+                "its place is taken",
+            )
+        named(collector, "GET /users/{user_id}", trace=TRACE, **{"http.response.status_code": 503})
 
 
 def test_no_span_says_who_somebody_is_or_what_the_password_was(service: Service, collector: Collector) -> None:
