@@ -24,8 +24,8 @@ WARM_UP = 0.5  # seconds
 
 STATEMENTS = {
     "one": ("\\set id random(1, {users})", queries.SELECT_USER),
-    "page": ("\\set after random(1, {users} - 200)\n\\set limit 101", queries.SELECT_USERS),
-    "page1000": ("\\set after random(1, {users} - 2000)\n\\set limit 1001", queries.SELECT_USERS),
+    "page": ("\\set after random(1, {users} - 200)\n\\set limit 100", queries.SELECT_USERS),
+    "page1000": ("\\set after random(1, {users} - 2000)\n\\set limit 1000", queries.SELECT_USERS),
 }
 
 
