@@ -76,4 +76,4 @@ def test_a_thousand_connections_at_once_are_served_or_refused_and_nobody_waits_f
     assert accepted < QUEUE_WAIT + 2 * alone
     assert refused < 0.5, "the promise is 50 ms, on a machine that does nothing else"
     assert alive < 0.5, "likewise, 20 ms"
-    assert ratio > 0.5, "the promise is 0.95, on a machine that does nothing else"
+    assert ratio > 0.5, "the promise is 0.95, and 0.87 is what was reached: see the README"
