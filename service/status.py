@@ -1,11 +1,9 @@
-"""What each worker tells of itself ten times a second, and what one of them writes down for all once a second.
+"""What each worker tells of itself ten times a second, and what GET /pool makes of it.
 
-/metrics and /pool read both, and ask nobody: however many look at them, PostgreSQL is asked once in five seconds.
+/metrics and /pool ask nobody: however many look at them, PostgreSQL is asked once in five seconds.
 """
 
 import asyncio
-import fcntl
-import json
 import logging
 import os
 import time
@@ -13,44 +11,27 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import psycopg
 from anyio import to_thread
 
+from service import chronicle
+from service.chronicle import Chronicle, Json
+from service.database.census import census
 from service.database.deadlines import DEADLINE, DeadlineExceeded
-from service.database.pool import Database, DatabaseUnavailable, PooledConnection
+from service.database.pool import Database, DatabaseUnavailable
 from service.http.admission import Admission
 from service.http.threads import START_BY, Threads
 from service.telemetry import metrics
-from service.telemetry.board import BOARD, Row, locked
-from service.telemetry.metrics import buckets, quantile, total, whole
+from service.telemetry.board import BOARD, Row
+from service.telemetry.metrics import buckets, total, whole
 from service.telemetry.record import RECORD, Record
 
 logger = logging.getLogger(__name__)
 
 TICK = 0.1  # seconds
-SAMPLE = 1.0  # seconds between two points of the history
-HISTORY = 120  # points
 CENSUS = 5.0  # seconds between two questions to the database
 PATIENCE = 2.0  # seconds it has for the answer
-
-Json = dict[str, Any]
-Rows = list[tuple[Row, bool]]
-
-# What PostgreSQL says of itself, and who is connected to it. `reserved_connections` came with PostgreSQL 16.
-SELECT_CENSUS = """
-    SELECT current_setting('server_version'),
-           extract(epoch FROM pg_postmaster_start_time())::float8,
-           current_setting('max_connections')::int,
-           current_setting('superuser_reserved_connections')::int
-               + coalesce(current_setting('reserved_connections', true)::int, 0),
-           count(*) FILTER (WHERE application_name = 'users-service' AND datname = current_database()),
-           count(*)
-    FROM pg_stat_activity
-    WHERE backend_type = 'client backend'
-"""
 
 
 @dataclass(frozen=True)
@@ -81,8 +62,8 @@ class Status:
             asyncio.create_task(_every(seconds, step))
             for seconds, step in (
                 (TICK, self._tell),
-                (SAMPLE, partial(to_thread.run_sync, self._chronicle.write)),  # 1 to 3 ms
-                (SAMPLE, self._count),
+                (chronicle.EVERY, partial(to_thread.run_sync, self._chronicle.write)),  # 1 to 3 ms
+                (chronicle.EVERY, self._count),
             )
         ]
         try:
@@ -139,7 +120,7 @@ class Status:
         DEADLINE.set(now + PATIENCE)
         START_BY.set(DEADLINE.get())
         try:
-            self._chronicle.census = await self._parts.threads.run(_census, {"database": self._parts.database})
+            self._chronicle.census = await self._parts.threads.run(census, {"database": self._parts.database})
         except (DatabaseUnavailable, DeadlineExceeded, psycopg.Error) as exc:
             self._chronicle.trouble = " ".join(str(exc).split())
         else:
@@ -163,122 +144,10 @@ async def _every(seconds: float, step: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(seconds)
 
 
-def _census(database: Database) -> Json:
-    with database.connection() as conn:
-        began = time.perf_counter()
-        conn.execute("SELECT 1")
-        latency = time.perf_counter() - began
-        row = conn.execute(SELECT_CENSUS).fetchone()
-    assert row is not None  # noqa: S101 - an aggregate has one row
-    version, up_since, limit, reserved, ours, everybody = row
-    return {
-        "version": version,
-        "up_since": up_since,
-        "latency": latency,
-        "budget": {
-            "limit": limit,
-            "ours": ours,
-            "others": everybody - ours,
-            "reserved": reserved,
-            "free": max(0, limit - reserved - everybody),
-        },
-    }
-
-
-class Chronicle:
-    """The last two minutes of all workers, in a file that one of them writes: whoever has the lock on it."""
-
-    def __init__(self) -> None:
-        """Be nobody's yet."""
-        self.ours = False
-        self.census: Json = {}
-        self.trouble = ""
-        self._content: Json = {}
-        self._lock = -1
-        self._path = Path()
-
-    def open(self, folder: Path) -> None:
-        """Be where all workers find it."""
-        self._path = folder / "chronicle.json"
-        self._lock = os.open(folder / "chronicle.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    def close(self) -> None:
-        """Leave it to another worker."""
-        self.ours = False
-        os.close(self._lock)
-
-    def write(self) -> None:
-        """Add a point, when it is ours to write."""
-        if not self.ours:
-            if not locked(self._lock, fcntl.LOCK_EX):
-                return
-            self.ours, self._content = True, read(self._path)
-            before = self._content.get("database", {})
-            if before.get("version"):  # what the worker before this one knew, until this one has asked
-                self.census, self.trouble = {**before, "budget": self._content["budget"]}, before["trouble"] or ""
-            return
-        failure = PooledConnection.failure
-        trouble = " ".join(str(failure).split()) if failure else self.trouble
-        metrics.UP.set(not trouble)
-        self._content = {
-            **_longer(self._content, BOARD.rows()),
-            "database": {
-                "state": "down" if trouble else "up" if self.census else "unknown",
-                **{name: self.census.get(name) for name in ("version", "up_since", "latency")},
-                "trouble": trouble or None,
-            },
-            "budget": self.census.get("budget") if not trouble else None,
-        }
-        new = self._path.with_suffix(".new")
-        new.write_text(json.dumps(self._content))
-        new.replace(self._path)
-
-
-def read(path: Path) -> Json:
-    """Return what was written; nothing when nothing was."""
-    try:
-        found: Json = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found
-
-
-def _longer(content: Json, rows: Rows) -> Json:
-    """Return the history with one point more: what came about since the last one."""
-    users = [labels for labels in metrics.REQUESTS.places if labels[0].startswith("/users")]
-    now: Json = {
-        "answers": buckets(rows, metrics.REQUESTS, users),
-        "held": buckets(rows, metrics.USE_TIME),
-        "refused": whole(rows, metrics.REFUSED),
-        "errors": sum(buckets(rows, metrics.REQUESTS, [labels for labels in users if labels[2][0] == "5"])),
-    }
-    before = content.get("counted", now)
-    answers, held = (
-        [new - old for new, old in zip(now[name], before[name], strict=True)] for name in ("answers", "held")
-    )
-    refused = now["refused"] - before["refused"]
-    point = {
-        "requests": sum(answers),
-        "refused": refused,
-        "failed": max(0.0, now["errors"] - before["errors"] - refused),
-        "p50": quantile(answers, 0.5),
-        "p99": quantile(answers, 0.99),
-        "held_p50": quantile(held, 0.5),
-        "held_p99": quantile(held, 0.99),
-        "queued": whole(rows, metrics.QUEUED),
-    }
-    history = content.get("history", {})
-    return {
-        "until": time.time(),
-        "counted": now,
-        "history": {name: [*history.get(name, []), value][-HISTORY:] for name, value in point.items()},
-    }
-
-
 def view(workers: int) -> Json:
     """Return what GET /pool tells of all workers together: 1 to 5 ms, so not on the event loop."""
     rows = BOARD.rows()
-    chronicle = read(BOARD.folder / "chronicle.json")
+    told = chronicle.read(BOARD.folder)
     living = [row for row, alive in rows if alive and _at(row, metrics.PID)]
     return {
         "at": time.time(),
@@ -286,10 +155,11 @@ def view(workers: int) -> Json:
         "holders": sorted(
             (holder for row in living for holder in _holders(row)), key=lambda holder: -holder["seconds"]
         ),
-        "history": {"every": SAMPLE, "until": chronicle.get("until"), **chronicle.get("history", {})},
+        "history": {"every": chronicle.EVERY, "until": told.get("until"), **told.get("history", {})},
         "totals": {
             "requests": sum(buckets(rows, metrics.REQUESTS, metrics.REQUESTS.places)),
             "refused": whole(rows, metrics.REFUSED),
+            "abandoned": whole(rows, metrics.ABANDONED),
             "problems": {
                 code: number for (code,) in metrics.PROBLEMS.places
                 if (number := total(rows, metrics.PROBLEMS, (code,)))
@@ -300,8 +170,8 @@ def view(workers: int) -> Json:
             "reconnects": total(rows, metrics.RECONNECTS),
             "restarts": max(0.0, total(rows, metrics.STARTS) - workers),
         },
-        "database": chronicle.get("database", {"state": "unknown"}),
-        "budget": chronicle.get("budget"),
+        "database": told.get("database", {"state": "unknown"}),
+        "budget": told.get("budget"),
     }  # fmt: skip
 
 

@@ -321,8 +321,8 @@ function drawDatabase(database, budget, now) {
 }
 
 const TOTALS = {
-  requests: "requests", refused: "refused", leaks: "leaks", cut: "cut at a deadline", retried: "reads retried",
-  reconnects: "reconnects", restarts: "worker restarts",
+  requests: "requests", refused: "refused", abandoned: "left while they waited", leaks: "leaks",
+  cut: "cut at a deadline", retried: "reads retried", reconnects: "reconnects", restarts: "worker restarts",
 };
 
 function drawNumbers(list, numbers) {
