@@ -140,29 +140,29 @@ def sections(saved: dict[str, Any]) -> list[str]:
 
 
 def _table(what: str, rows: list[Row]) -> list[str]:
-    cells: dict[tuple[str, int, int], list[Row]] = defaultdict(list)
+    cells: dict[tuple[str, int], dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        cells[row["workload"], row["connections"], row["value"]].append(row)
+        cells[row["workload"], row["connections"]][row["value"]].append(row)
     lines = []
-    for (workload, connections, value), measured in cells.items():
-        first = cells[workload, connections, rows[0]["value"]]
-        if measured is first:
-            title = f"{WORKLOADS[workload].title.lower()}, {connections} connection{'s'[: connections > 1]}"
-            lines += [
-                f"## {what.capitalize()}: {title}",
-                "",
-                f"| {what} | a second | p50 | p99 | server | PostgreSQL | p50 to the first's | rate to the first's |",
-                "|---:|---:|---:|---:|---:|---:|---:|---:|",
-            ]
-        slower, faster = (
-            median(row[name] / other[name] for row, other in zip(measured, first, strict=True))
-            for name in ("p50", "rate")
-        )
-        shown = {name: median(row[name] for row in measured) for name in measured[0] if name != "workload"}
-        lines.append(
-            f"| {value:,} | {shown['rate']:,.0f} | {shown['p50']:.3g} | {shown['p99']:.3g} | {shown['server_us']:.0f}"
-            f" | {shown['postgres_us']:.0f} | {slower:.2f} | {faster:.2f} |"
-        )
-        if value == rows[-1]["value"]:
-            lines.append("")
+    for (workload, connections), values in cells.items():
+        title = f"{WORKLOADS[workload].title.lower()}, {connections} connection{'s'[: connections > 1]}"
+        lines += [
+            f"## {what.capitalize()}: {title}",
+            "",
+            f"| {what} | a second | p50 | p99 | server | PostgreSQL | p50 to the first's | rate to the first's |",
+            "|---:|---:|---:|---:|---:|---:|---:|---:|",
+            *(_line(value, measured, values[rows[0]["value"]]) for value, measured in values.items()),
+            "",
+        ]
     return lines
+
+
+def _line(value: int, measured: list[Row], first: list[Row]) -> str:
+    slower, faster = (
+        median(row[name] / other[name] for row, other in zip(measured, first, strict=True)) for name in ("p50", "rate")
+    )
+    shown = {name: median(row[name] for row in measured) for name in measured[0] if name != "workload"}
+    return (
+        f"| {value:,} | {shown['rate']:,.0f} | {shown['p50']:.3g} | {shown['p99']:.3g} | {shown['server_us']:.0f}"
+        f" | {shown['postgres_us']:.0f} | {slower:.2f} | {faster:.2f} |"
+    )
