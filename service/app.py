@@ -55,8 +55,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # Threads = connections: one number, two uses. Everything else waits in `queue`, on the event loop.
     threads = Threads(settings.worker_threads)
     queue = places(threads, queue_length=settings.queue_length, queue_wait=settings.queue_wait)
+    at_once = cores(settings.workers)
     hashing = Admission(
-        cores(settings.workers), name="hashing", queue_length=settings.queue_length, queue_wait=settings.queue_wait
+        at_once,
+        ready=int(at_once + 1 < threads.size),  # one more is at hand, where that leaves a thread to all else
+        name="hashing",
+        queue_length=settings.queue_length,
+        queue_wait=settings.queue_wait,
     )
     database = Database(size=threads.size, watchdog=Watchdog(leak_threshold=settings.leak_threshold))
     readiness = Readiness()

@@ -85,7 +85,7 @@ class Status:
         metrics.SINCE.set(time.time())
         metrics.SIZE.set(self._parts.threads.size, "threads")
         metrics.SIZE.set(self._parts.hashing.limit, "hashing")
-        metrics.SIZE.set(self._parts.queue.length + self._parts.queue.limit - self._parts.threads.size, "queue")
+        metrics.SIZE.set(self._parts.queue.length + self._parts.queue.ready, "queue")
         metrics.CONNECTIONS_MAX.set(self._parts.threads.size)
 
     async def _tell(self) -> None:
@@ -93,11 +93,12 @@ class Status:
         idle = max(0, threads.idle)
         metrics.THREADS.set(threads.size - idle, "used")
         metrics.THREADS.set(idle, "idle")
-        metrics.IN_PROGRESS.set(queue.limit - queue.free)
+        metrics.IN_PROGRESS.set(queue.inside)
         metrics.QUEUED.set(queue.waiting + max(0, -threads.idle), "threads")
-        metrics.QUEUED.set(hashing.waiting, "hashing")
-        metrics.HASHING.set(hashing.limit - hashing.free, "used")
-        metrics.HASHING.set(hashing.free, "idle")
+        busy = min(hashing.inside, hashing.limit)
+        metrics.QUEUED.set(hashing.waiting + hashing.inside - busy, "hashing")
+        metrics.HASHING.set(busy, "used")
+        metrics.HASHING.set(hashing.limit - busy, "idle")
         size, used, pending = self._parts.database.connections
         metrics.CONNECTIONS.set(used, "used")
         metrics.CONNECTIONS.set(size - used, "idle")

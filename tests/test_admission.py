@@ -60,8 +60,8 @@ class Crowd:
             for task in self.tasks.values():
                 with suppress(asyncio.CancelledError):
                     await task
-        assert (self.admission.free, self.admission.waiting) == (self.admission.limit, 0)
-        assert self.most <= self.admission.limit
+        assert (self.admission.inside, self.admission.waiting) == (0, 0)
+        assert self.most <= self.admission.limit + self.admission.ready
 
 
 async def settle() -> None:
@@ -71,14 +71,14 @@ async def settle() -> None:
 
 
 def crowd(
-    limit: int, *, queue_length: int = 10, queue_wait: float = LONG
+    limit: int, *, ready: int = 0, queue_length: int = 10, queue_wait: float = LONG
 ) -> Callable[[Callable[[Crowd], Coroutine[Any, Any, None]]], None]:
     """Run a scene with a crowd before so many places, then send everybody home."""
 
     async def play(scene: Callable[[Crowd], Coroutine[Any, Any, None]]) -> None:
         errors: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
-        crowd = Crowd(Admission(limit, name="threads", queue_length=queue_length, queue_wait=queue_wait))
+        crowd = Crowd(Admission(limit, ready=ready, name="threads", queue_length=queue_length, queue_wait=queue_wait))
         await scene(crowd)
         await crowd.go_home()
         assert errors == []
@@ -90,6 +90,7 @@ def test_no_more_than_the_limit_are_inside_and_the_others_come_in_their_order() 
     async def scene(crowd: Crowd) -> None:
         await crowd.come(*range(8))
         assert crowd.inside == [0, 1, 2]
+        assert (crowd.admission.inside, crowd.admission.waiting) == (3, 5)
         await crowd.leave(1)
         assert crowd.inside == [0, 2, 3]
         await crowd.leave(0, 2, 3)
@@ -98,6 +99,7 @@ def test_no_more_than_the_limit_are_inside_and_the_others_come_in_their_order() 
         assert crowd.entered == list(range(8))
 
     crowd(limit=3)(scene)
+    crowd(limit=2, ready=1)(scene)
 
 
 def test_who_comes_when_the_queue_is_full_is_refused_at_once() -> None:

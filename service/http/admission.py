@@ -13,17 +13,23 @@ from service.telemetry import metrics
 
 
 class Admission:
-    """At most `limit` holders at once; at most `queue_length` wait, first come first served, `queue_wait` seconds."""
+    """`limit` at work, `ready` at hand; at most `queue_length` wait, first come first served, `queue_wait` seconds."""
 
-    def __init__(self, limit: int, *, name: str, queue_length: int, queue_wait: float) -> None:
-        """Make `limit` places, to be counted under `name`. To be used on one event loop only."""
+    def __init__(self, limit: int, *, ready: int, name: str, queue_length: int, queue_wait: float) -> None:
+        """Make `limit` + `ready` places, to be counted under `name`. To be used on one event loop only."""
         self.limit = limit
-        self.free = limit
+        self.ready = ready
+        self.free = limit + ready
         self.length = queue_length
         self.wait = queue_wait  # seconds
         self.name = name
         self._queue: OrderedDict[asyncio.Future[None], float] = OrderedDict()  # and when each has waited too long
         self._looks = False
+
+    @property
+    def inside(self) -> int:
+        """How many hold a place."""
+        return self.limit + self.ready - self.free
 
     @property
     def waiting(self) -> int:
@@ -110,7 +116,9 @@ class Admission:
 def places(threads: Threads, *, queue_length: int, queue_wait: float) -> Admission:
     """Return the queue before the threads: of those who wait in it, the first are made ready to begin."""
     ready = min(READY * threads.size, queue_length)
-    return Admission(threads.size + ready, name="threads", queue_length=queue_length - ready, queue_wait=queue_wait)
+    return Admission(
+        threads.size, ready=ready, name="threads", queue_length=queue_length - ready, queue_wait=queue_wait
+    )
 
 
 def give_back(held: list[Admission], *only: Admission) -> None:
