@@ -7,7 +7,7 @@ import ipaddress
 import secrets
 from base64 import b64decode
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from fastapi import APIRouter, Request
@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from service import status
 from service.http.problems import Problem, json_response, render
+from service.http.shared import Shared
 from service.settings import Settings
 from service.telemetry import exposition
 
@@ -48,24 +49,26 @@ HEADERS = {
 
 
 def routes(settings: Settings) -> APIRouter:
-    """Return the routes of the operator. A plain `def`: on a thread that is spare, as they take some milliseconds."""
+    """Return the routes of the operator."""
     router = APIRouter(include_in_schema=False)
     refused = _access(settings)
+    exposed = Shared(exposition.render)
+    view = Shared(partial(status.view, settings.workers))
 
     @router.get("/metrics")
-    def metrics() -> Response:
-        return Response(exposition.render(), media_type=exposition.CONTENT_TYPE)
+    async def metrics() -> Response:
+        return Response(await exposed.get(), media_type=exposition.CONTENT_TYPE)
 
     @router.get("/pool")
-    def pool(request: Request) -> Response:
+    async def pool(request: Request) -> Response:
         if problem := refused(request):
             return render(problem)
         if "text/html" in request.headers.get("accept", ""):
             return Response(_read("pool.html"), 200, HEADERS, "text/html")
-        return json_response(status.view(settings.workers), headers=HEADERS)
+        return json_response(await view.get(), headers=HEADERS)
 
     @router.get("/pool/{name}")
-    def file(name: str, request: Request) -> Response:
+    async def file(name: str, request: Request) -> Response:
         if problem := refused(request):
             return render(problem)
         if name not in FILES:
