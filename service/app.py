@@ -24,6 +24,7 @@ from service.database.deadlines import Watchdog
 from service.database.pool import Database
 from service.http import docs, health, operator
 from service.http.admission import Admission, places
+from service.http.clients import room
 from service.http.cors import Cors
 from service.http.gate import admitted
 from service.http.health import Readiness
@@ -82,7 +83,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             _spare_the_collector()
             await stack.enter_async_context(threads.running())
             await stack.enter_async_context(status.telling())
-            yield {"unread": Unread(queue, app.routes)}  # for http/protocol.py
+            yield {"unread": Unread(queue, app.routes), "room": room(threads.size)}  # for http/protocol.py
 
     app = FastAPI(
         title="Users",

@@ -10,13 +10,17 @@ from contextlib import ExitStack, suppress
 from functools import partial
 
 import httpx
+import psutil  # type: ignore[import-untyped]
 import pytest
 
+from service.http.protocol import PIPELINE
 from tests.faults.sessions import locked
+from tests.polling import until
 from tests.postgres import TestDatabase
 from tests.process import Service
 from tests.wire import Answer, connect, exchange
 
+SCRIPT = "/docs/assets/redoc.standalone.js"  # the largest of all answers
 PROTOCOL = "service.http.protocol:Protocol"
 SIGN_UP = b'{"id":7,"fname":"A","lname":"B","email":"a@example.com","password":"correct horse"}'
 
@@ -125,6 +129,20 @@ def test_a_connection_on_which_nothing_happens_is_closed(impatient: Service, sen
         assert received.count(b"HTTP/1.1") == sent.endswith(b"\n")
 
 
+def test_a_client_that_takes_none_of_its_answers_is_cut_off(impatient: Service) -> None:
+    """It would have kept its connection, and what was written to it, for as long as it liked."""
+    with connect(impatient.url, buffer=4096) as peer:
+        peer.sendall(f"GET {SCRIPT} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 20)  # more than the kernel keeps
+        here = peer.getsockname()[1]
+        process = psutil.Process(impatient.process.pid)
+
+        def is_there() -> bool:
+            return any(each.raddr and each.raddr.port == here for each in process.net_connections("tcp"))
+
+        until(is_there, "it is connected")
+        until(lambda: not is_there(), "it is not any more")
+
+
 def test_a_connection_whose_request_takes_long_is_not_idle(impatient: Service, database: TestDatabase) -> None:
     with connect(impatient.url) as peer:
         with locked(database):
@@ -156,3 +174,67 @@ def test_requests_that_come_behind_one_that_waits_unread_are_answered_in_their_o
             received = b"".join(iter(partial(peer.recv, 65536), b""))
             assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"404"] * 3
             assert re.findall(rb"x-request-id: (\d+)", received) == [b"1", b"2", b"3"]
+
+
+def test_of_many_requests_in_one_piece_the_first_are_answered_and_the_connection_ends(service: Service) -> None:
+    """Ten thousand of them, each made ready, took the memory of the service and held up all others."""
+    with connect(service.url) as peer:
+        peer.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 5_000)
+        received = b"".join(iter(partial(peer.recv, 65536), b""))
+    assert received.count(b"HTTP/1.1 200 ") == received.count(b"alive") == 1 + PIPELINE
+    assert received.count(b"connection: close") == 1
+
+
+@pytest.mark.parametrize("cut", [0, 4, 24, 40])
+def test_a_request_that_has_begun_to_come_behind_another_is_answered_when_it_is_there(
+    service: Service, cut: int
+) -> None:
+    whole = b"GET /users?limit=1 HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connect(service.url) as peer:
+        peer.sendall(whole + whole[:cut])
+        assert Answer(peer.recv(65536)).status_code == 200
+        peer.sendall(whole[cut:])
+        assert Answer(peer.recv(65536)).status_code == 200
+
+
+@pytest.mark.parametrize("behind", [b"GET / HTTP/1.1\r\nX-Long: " + b"x" * 70_000, b"garbage\r\n\r\n"])
+def test_a_write_is_answered_whatever_comes_behind_it_while_it_is_done(service: Service, behind: bytes) -> None:
+    """It is done, and who sent it must know."""
+    user = {**json.loads(SIGN_UP), "id": 1000 + len(behind), "email": f"{len(behind)}@example.com"}
+    body = json.dumps(user).encode()
+    head = f"POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    logged = len(service.log)
+    with connect(service.url) as peer:
+        peer.sendall(head.encode() + body)
+        until(lambda: service.client.get("/livez").status_code == 200, "it has been read")
+        peer.sendall(behind)
+        received = b"".join(iter(partial(peer.recv, 65536), b""))
+    assert Answer(received).status_code == 201
+    assert received.count(b"HTTP/1.1") == 1
+    assert "ERROR" not in service.log[logged:]
+
+
+def test_a_body_that_is_wrong_on_its_way_is_told_once_and_is_no_bug(service: Service) -> None:
+    logged = len(service.log)
+    expect = "Expect: 100-continue\r\nTransfer-Encoding: chunked"
+    with connect(service.url) as peer:
+        peer.sendall(f"POST /users HTTP/1.1\r\nHost: x\r\n{expect}\r\n\r\nZZ\r\n".encode())
+        received = b"".join(iter(partial(peer.recv, 65536), b""))
+    assert Answer(received).json()["code"] == "malformed-request"
+    assert received.count(b"HTTP/1.1") == 1
+    assert service.client.get("/livez").status_code == 200
+    assert not re.search("ERROR|Traceback", service.log[logged:])
+
+
+def test_a_client_that_takes_its_answers_slowly_gets_all_of_them(impatient: Service) -> None:
+    """It takes longer than a connection may be idle."""
+    size = len(impatient.client.get(SCRIPT).content)
+    requests = [f"GET {SCRIPT} HTTP/1.1\r\nHost: x\r\n{last}\r\n" for last in ["", "", "", "Connection: close\r\n"]]
+    began, received = time.monotonic(), 0
+    with connect(impatient.url, buffer=65536) as peer:
+        peer.sendall("".join(requests).encode())
+        while part := peer.recv(65536):
+            received += len(part)
+            time.sleep(2 * len(part) / size)  # 2 s for each
+    assert time.monotonic() - began > 6
+    assert received > 4 * size

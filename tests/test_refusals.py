@@ -160,6 +160,13 @@ def test_what_looks_like_a_read_in_a_refused_body_is_none(full: Service) -> None
         assert send(peer, "GET /livez HTTP/1.1").json() == {"status": "alive"}
 
 
+def test_the_rest_of_a_head_that_looks_like_a_read_is_none(full: Service) -> None:
+    with connect(full.url) as peer:
+        peer.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nX-Quoted: ")
+        assert Answer(peer.recv(65536)).json() == {"status": "alive"}
+        assert send(peer, "GET /users/1 HTTP/1.1").json() == {"status": "alive"}
+
+
 @pytest.mark.parametrize("lines", [("GET /users HTTP/1.0",), ("GET /users HTTP/1.1", "Connection: close")])
 def test_who_asks_for_the_end_of_the_connection_gets_it(full: Service, lines: tuple[str, ...]) -> None:
     with connect(full.url) as peer:

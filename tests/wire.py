@@ -29,9 +29,14 @@ class Answer:
         return json.loads(self.content)
 
 
-def connect(url: str) -> socket.socket:
-    """Connect to the service at `url`."""
-    return socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), 30)
+def connect(url: str, buffer: int = 0) -> socket.socket:
+    """Connect to the service at `url`; with a `buffer` of so many bytes, which is soon full when nobody reads."""
+    peer = socket.socket()
+    if buffer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    peer.settimeout(30)
+    peer.connect((urlsplit(url).hostname, urlsplit(url).port))
+    return peer
 
 
 def exchange(url: str, request_line: str, *headers: str, body: bytes = b"") -> Answer:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from fastapi.routing import APIRoute
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -86,7 +86,7 @@ class Gate:
         self._hashes = hashes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let one request through when its turn comes. Raises Overloaded."""
+        """Let one request through when its turn comes. Raises Overloaded, ClientDisconnect."""
         queues: tuple[Admission, ...] = (self._queue,)
         came = RECORD.get().started
         if self._takes_body:
@@ -99,13 +99,16 @@ class Gate:
         DEADLINE.set(due)
         record = RECORD.get()
         record.route = self._name
-        held = scope["held"]
+        held, left = scope["held"], scope.pop("left", _stays)
         for queue in queues:
             until = min(came + queue.wait, due)
             START_BY.set(until)
             if queue not in held:  # protocol.py may have taken it
                 await queue.take(until)
                 held.append(queue)
+                if left():
+                    metrics.ABANDONED.add(queue.name)
+                    raise ClientDisconnect
             now = time.monotonic()
             if queue is self._hashing:
                 record.queued_to_hash = now - came
@@ -115,6 +118,10 @@ class Gate:
                 record.queued = now - came
             came = now
         await self._app(scope, receive, send)
+
+
+def _stays() -> bool:
+    return False  # as far as a server other than protocol.py tells
 
 
 def _again(body: bytes) -> Receive:

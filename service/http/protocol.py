@@ -1,4 +1,4 @@
-"""uvicorn's HTTP, bounded, with the answer to what is no HTTP in the shape of every other error.
+"""uvicorn's HTTP, bounded in all that a client can make grow, with every error in the shape of the others.
 
 A read that finds no thread free waits here for its turn, as the bytes that came: see unread.py. When a request was
 answered all that was made for it is let go: kept until the next one came, it took its room in the processor's caches
@@ -7,19 +7,26 @@ and had left them when it was freed. With 1,000 connections that costs a fifteen
 
 import asyncio
 import time
+from operator import attrgetter
+from typing import ClassVar
 
 from starlette.types import Scope
-from uvicorn._types import ASGI3Application, ASGISendEvent
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.http import clients
 from service.http.admission import Admission
+from service.http.cycle import Cycle
 from service.http.middleware import request_id
 from service.http.problems import HEAD_TOO_LARGE, MALFORMED_REQUEST, Problem, render
 from service.http.unread import Unread, head
 from service.telemetry import metrics
 
 LARGEST_HEAD = 65_536  # bytes: eight times what browsers and proxies send; httptools itself has no limit
+
+# Requests that may wait behind one on its connection: each is 2 KiB, and 250 KiB of them came as 14,000 in one piece.
+PIPELINE = 32
 
 LINGER = 1.0  # seconds that a refused client may go on to send
 
@@ -43,6 +50,8 @@ class Protocol(HttpToolsProtocol):
     _waits = b""  # what has come of it, and behind it
     _came = 0.0  # when it came, on the monotonic clock
     _place: Admission | None = None  # taken for the request that is being read
+    _unsent = 0  # bytes of answers that the client had not taken when it was last looked after
+    _stalled: ClassVar[set["Protocol"]] = set()  # those with more of them than uvloop likes to keep
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """Begin a connection."""
@@ -50,10 +59,13 @@ class Protocol(HttpToolsProtocol):
         self._unread = self.app_state.get("unread")
         self._since = self.loop.time()
         self._look()
+        if len(self.connections) > self.app_state.get("room", clients.MOST):
+            self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End what is in progress; requests that came behind it are not carried out."""
         self.pipeline.clear()
+        self._stalled.discard(self)
         if self._unread and self._turn:
             self._unread.queue.leave(self._turn)
             self._turn = None
@@ -82,6 +94,8 @@ class Protocol(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > LARGEST_HEAD:
             self._wrong = HEAD_TOO_LARGE
             raise ValueError  # it came all at once; the parser stops here
+        if len(self.pipeline) >= PIPELINE:
+            raise ValueError  # those before are answered, and the connection ends
         super().on_headers_complete()
         if self._ending:
             self.cycle.keep_alive = False
@@ -106,7 +120,21 @@ class Protocol(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         elif not self.cycle.more_body:
-            self.cycle = self.scope = self.headers = self._running = None  # type: ignore[assignment] # as at its start
+            if self.scope is self.cycle.scope:  # or it is that of the next request, which has begun to come
+                self.scope = self.headers = None  # type: ignore[assignment] # as at the connection's start
+            self.cycle = self._running = None  # type: ignore[assignment] # likewise
+
+    def pause_writing(self) -> None:
+        """Make no more answers for a client that does not take them; and cut who does so for longest, if many do."""
+        super().pause_writing()
+        self._stalled.add(self)
+        while sum(each.transport.get_write_buffer_size() for each in self._stalled) > clients.MOST_UNSENT:
+            self._evict(min(self._stalled, key=attrgetter("_since")))
+
+    def resume_writing(self) -> None:
+        """Go on, as they were taken."""
+        super().resume_writing()
+        self._stalled.discard(self)
 
     def shutdown(self) -> None:
         """Begin to end: what is in progress is answered, and so is one request more."""
@@ -115,12 +143,8 @@ class Protocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the parser's words help nobody
         """Answer bytes that cannot be parsed, for which no application is called, and close."""
-        if self.cycle and not self.cycle.response_complete and not self.cycle.more_body:
-            # They came behind a whole request, which is being carried out: it gets its answer, they get none.
-            self.cycle.keep_alive = False
-            self.flow.pause_reading()
-            return
-        self._refuse(self._wrong)
+        if not self._refused:
+            self._refuse(self._wrong)
 
     def _unset_keepalive_if_required(self) -> None:
         """Leave the timer alone: `_look` sees by itself what has happened meanwhile."""
@@ -128,16 +152,45 @@ class Protocol(HttpToolsProtocol):
     def _look(self) -> None:
         """Close a connection that is idle for long. One timer for all its requests: one for each cost 3 %."""
         left = self._since + self.timeout_keep_alive - self.loop.time()
-        if self._turn or (self._running and not self._running.response_complete):
+        unsent, self._unsent = self._unsent, self.transport.get_write_buffer_size()
+        if not self._idle or self._unsent != unsent:
             left = self.timeout_keep_alive
         if left > 0:
             self.timeout_keep_alive_task = self.loop.call_later(left, self._look)
+        else:
+            self._leave()
+
+    @property
+    def _idle(self) -> bool:
+        """Whether it is the client's turn: to ask, to send the rest of a body, to take an answer."""
+        running = self._running
+        return not self._turn and (
+            not running or running.response_complete or running.more_body or self.flow.write_paused
+        )
+
+    def _make_room(self) -> None:
+        """Close those that are idle for longest; this one, when nobody else is."""
+        idle = [each for each in self.connections if isinstance(each, Protocol) and each._idle]  # noqa: SLF001
+        idle.sort(key=attrgetter("_since"))
+        for each in idle[: 1 + len(idle) // clients.SHARE] or [self]:
+            self._evict(each)
+
+    def _evict(self, other: "Protocol") -> None:
+        metrics.EVICTED.add()
+        self._stalled.discard(other)
+        other._leave()  # noqa: SLF001
+
+    def _leave(self) -> None:
+        """Close; break off when the client has not taken its answer, as close() waits for that without end."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
         else:
             self.transport.close()
 
     def _is_whole(self, data: bytes, unread: Unread) -> bool:
         """Tell whether `data` is one whole read, and not, say, the rest of a body that was refused."""
-        return self._running is None and not self._head and len(data) < LARGEST_HEAD and unread.takes(data)
+        another = self.headers is not None  # has begun
+        return not another and len(data) < LARGEST_HEAD and unread.takes(data)
 
     def _line_up(self, data: bytes, unread: Unread) -> None:
         """Read a whole read when there is a place for it."""
@@ -179,71 +232,37 @@ class Protocol(HttpToolsProtocol):
         self._running = cycle
         scope: Scope = cycle.scope  # type: ignore[assignment] # uvicorn's own type knows its own keys only
         scope["came"], scope["held"] = self._came, [self._place] if self._place else []
+        scope["left"] = self._left
         self._came, self._place = 0.0, None
         super()._start_asgi_task(cycle, app)
+
+    def _left(self) -> bool:
+        return not self._running or self._running.disconnected
 
     def _end(self) -> None:
         if not self._turn:
             super().shutdown()
 
     def _refuse(self, problem: Problem) -> None:
+        self._refused = True
+        running = self._running
+        if running and not running.response_complete and not running.more_body:
+            # It came behind whole requests, which are being carried out: they get their answers, and it gets none.
+            if self.pipeline and self.cycle.more_body:
+                self.pipeline.popleft()  # it is in the body of the last
+            last = self.pipeline[0][0] if self.pipeline else running
+            last.keep_alive = False
+            return
+        if running:  # it is in its body, and it is answered here
+            running.disconnected, running.waiting_for_100_continue = True, False
+            running.message_event.set()
         metrics.PROBLEMS.add(problem.code)
         response = render(problem, headers={"X-Request-ID": request_id(b"")})
         self.transport.write(head(response) + b"\r\n" + response.body)
         # Closed at once, with bytes still coming, the client would get a reset in place of the answer.
-        self._refused = True
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.close)
 
 
-class _Joined:
-    """Holds back what is written, to send it in one piece."""
-
-    __slots__ = ("_parts", "_transport")
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._parts: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        self._parts.append(data)
-
-    def flush(self) -> None:
-        if self._parts:  # to a client that has left nothing is written, and nothing can be
-            data, self._parts = b"".join(self._parts), []
-            self._transport.write(data)
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-
-class _Cycle(RequestResponseCycle):
-    """One request and its answer, whose head waits for its body: sent one by one they cost a tenth of a request."""
-
-    _start: ASGISendEvent | None = None
-
-    async def send(self, message: ASGISendEvent) -> None:
-        if message["type"] == "http.response.start" and not self.response_started:
-            self._start = message  # in place of an earlier one, to which no body came: the application failed
-            return
-        if not self._start:
-            await super().send(message)
-            return
-        start, self._start = self._start, None
-        transport = self.transport
-        joined = _Joined(transport)
-        self.transport = joined  # type: ignore[assignment] # as much of one as is asked for here
-        try:
-            await super().send(start)
-            await super().send(message)
-        finally:
-            self.transport = transport
-            joined.flush()
-
-
-httptools_impl.RequestResponseCycle = _Cycle  # type: ignore[misc] # uvicorn takes no other from its protocol
+httptools_impl.RequestResponseCycle = Cycle  # type: ignore[misc] # uvicorn takes no other from its protocol

@@ -124,6 +124,9 @@ RECONNECTS = Counter("db_client_connection_reconnects_total", "Connections opene
 
 LEAKS = Counter("db_client_connection_leaks_total", "Connections held for longer than LEAK_THRESHOLD.")
 CUT = Counter("db_client_connection_cut_total", "Connections cut at the deadline of their request.")
+EVICTED = Counter(
+    "http_server_connections_evicted_total", "Connections of clients, idle for longest, closed to make room for others."
+)
 RETRIES = Counter("http_server_reads_retried_total", "Reads tried once more, as the connection broke under them.")
 
 STARTS = Counter("worker_starts_total", "Worker processes started: with WORKERS of them taken off, the restarts.")

@@ -3,23 +3,27 @@
 import re
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from tests.faults.conftest import SHORT
 from tests.faults.load import Load
-from tests.faults.sessions import locked, sessions, waiting
+from tests.faults.sessions import locked, sessions, terminate, waiting
 from tests.polling import until
 from tests.postgres import Cluster, TestDatabase
 from tests.process import Service
 from tests.scrape import counted
+from tests.stingy import MOST_UNSENT
+from tests.wire import connect
 
 THREADS = 8
 MANY = 200  # sockets
+FILES = 300  # that a process may have open: 1024 as Linux has it, 256 as macOS
 HEAD = b"POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 PAGE = b"GET /users?limit=1000 HTTP/1.1\r\nHost: x\r\n\r\n"
 PAGE_BYTES = 500_000  # at least: more than the buffers of a socket take
@@ -72,19 +76,6 @@ def service(shared: Service, database: TestDatabase) -> Iterator[Service]:
     assert not re.findall(r".* 500 [\d.]+ ms|Traceback.*|.* ERROR .*", log)
 
 
-def connect(service: Service, buffer: int = 0) -> socket.socket:
-    """Connect; with a receive buffer of so many bytes, which fills up soon when nobody reads."""
-    url = urlsplit(service.url)
-    assert url.hostname
-    assert url.port
-    peer = socket.socket()
-    if buffer:
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-    peer.settimeout(30)
-    peer.connect((url.hostname, url.port))
-    return peer
-
-
 def hang_up(peer: socket.socket, how: str) -> None:
     """Close politely (FIN), or as a process that crashed (RST)."""
     if how == "RST":
@@ -108,7 +99,7 @@ def test_a_client_that_hangs_up_disturbs_nobody(service: Service, stage: str, ho
     with Load(service.url, clients=2) as load:
         began = time.monotonic()
         for _ in range(40):
-            peer = connect(service)
+            peer = connect(service.url)
             peer.sendall(STAGES[stage])
             hang_up(peer, how)
         answered(load, began)
@@ -121,7 +112,7 @@ def test_clients_that_hang_up_while_they_queue_and_while_they_hold_a_thread_leav
 ) -> None:
     logged, before = len(service.log), abandoned(service)
     with locked(database):
-        peers = [connect(service) for _ in range(40)]
+        peers = [connect(service.url) for _ in range(40)]
         for peer in peers:
             peer.sendall(b"GET /users/500001 HTTP/1.1\r\nHost: x\r\n\r\n")
         until(lambda: waiting(database) == THREADS, "every thread waits for the table, others wait for a thread")
@@ -145,7 +136,7 @@ def test_a_client_that_hangs_up_while_its_answer_is_sent_disturbs_nobody(service
     with Load(service.url, clients=2) as load:
         began = time.monotonic()
         for _ in range(40):
-            peer = connect(service, buffer=4096)
+            peer = connect(service.url, buffer=4096)
             peer.sendall(PAGE)
             assert peer.recv(100).startswith(b"HTTP/1.1 200")
             hang_up(peer, how)
@@ -158,7 +149,7 @@ def test_many_slow_senders_keep_nobody_waiting(
     service: Service, database: TestDatabase, stage: str, tell: Callable[[str], None]
 ) -> None:
     with ExitStack() as stack, Load(service.url, clients=2) as load:
-        peers = [stack.enter_context(connect(service)) for _ in range(MANY)]
+        peers = [stack.enter_context(connect(service.url)) for _ in range(MANY)]
         began = time.monotonic()
         for position in range(len(STAGES[stage])):  # a byte at a time, all of them in turn
             for peer in peers[:: 10 if position else 1]:
@@ -176,7 +167,7 @@ def test_many_slow_readers_hold_no_connection(
 ) -> None:
     with ExitStack() as stack, Load(service.url, clients=2) as load:
         began = time.monotonic()
-        peers = [stack.enter_context(connect(service, buffer=4096)) for _ in range(60)]
+        peers = [stack.enter_context(connect(service.url, buffer=4096)) for _ in range(60)]
         for peer in peers:
             peer.sendall(PAGE)
         for peer in peers:
@@ -196,3 +187,70 @@ def test_many_slow_readers_hold_no_connection(
     )
     assert set(load.statuses()) == {200, 201}
     assert longest < 1
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", STAGES["in mid-body"], PAGE * 8], ids=["ask nothing", "send no more", "take no answer"]
+)
+def test_more_idle_clients_than_files_keep_neither_a_new_one_nor_postgresql_out(
+    sent: bytes, cluster: Cluster, tell: Callable[[str], None]
+) -> None:
+    database = cluster.create_database()
+    command = ["sh", "-c", f"ulimit -n {FILES}; exec {sys.executable} -m service serve"]
+    with Service(database.environment, argv=command) as service, ExitStack() as stack:
+        with database.connect() as conn:
+            conn.execute(FILL)
+        for _ in range(2 * FILES):
+            peer = stack.enter_context(connect(service.url, buffer=4096))
+            peer.sendall(sent)
+            if sent.startswith(b"GET"):
+                peer.recv(100)  # of an answer that is not taken
+        assert httpx.get(f"{service.url}/users").status_code == 200
+        terminate(database)
+        assert httpx.get(f"{service.url}/users").status_code == 200
+        until(lambda: len(sessions(database)) == THREADS, "every connection is there again")
+        evicted = counted(service, "http_server_connections_evicted_total")
+        assert not re.search("Too many open files|ERROR|Traceback", service.log)
+    tell(f"{2 * FILES} clients of a process that may open {FILES} files: {evicted:.0f} had to make room")
+    assert evicted >= FILES
+
+
+def test_answers_that_nobody_takes_are_given_up_from_the_oldest_on(
+    cluster: Cluster, tell: Callable[[str], None]
+) -> None:
+    """The last of them goes on to take its own, and gets all."""
+    database = cluster.create_database()
+    uvicorn = "-m uvicorn --factory tests.stingy:create_app --port 0 --http service.http.protocol:Protocol"
+    with Service(database.environment, argv=[sys.executable, *uvicorn.split()]) as service, ExitStack() as stack:
+        with database.connect() as conn:
+            conn.execute(FILL)
+        for _ in range(MANY // 4):
+            peer = stack.enter_context(connect(service.url, buffer=4096))
+            peer.sendall(PAGE * 7 + PAGE.replace(b"Host", b"Connection: close\r\nHost"))
+            assert peer.recv(100).startswith(b"HTTP/1.1 200")
+        until(lambda: counted(service, "http_server_connections_evicted_total") > MANY // 8, "most are given up")
+        received = sum(map(len, iter(lambda: peer.recv(65536), b"")))
+        evicted = counted(service, "http_server_connections_evicted_total")
+    tell(f"{MANY // 4} clients that take no answer, and room for {MOST_UNSENT >> 20} MiB: {evicted:.0f} were given up")
+    assert received > 8 * PAGE_BYTES
+
+
+def test_sign_ups_whose_clients_have_gone_are_not_carried_out(cluster: Cluster) -> None:
+    """They would keep the cores from those who still wait."""
+    database = cluster.create_database()
+    sign_up = '{"fname":"A","lname":"B","email":"%s@example.com","password":"correct horse"}'
+    with Service(database.environment) as service:
+        for number in range(100):
+            body = (sign_up % f"gone{number}").encode()
+            peer = connect(service.url)
+            peer.sendall(HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+            hang_up(peer, "RST")
+        new = {"fname": "A", "lname": "B", "email": "stays@example.com", "password": "correct horse"}
+        assert service.client.post("/users", json=new).status_code == 201
+        until(lambda: not counted(service, "admission_in_progress"), "all is done")
+        with database.connect() as conn:
+            row = conn.execute('SELECT count(*) FROM public."user"').fetchone()
+        left = counted(service, "admission_abandoned_total", queue="hashing")
+    assert row
+    assert row[0] + left == 101
+    assert left > 50

@@ -19,6 +19,7 @@ from tests.faults.sessions import locked, sessions, waiting
 from tests.polling import until
 from tests.postgres import Cluster, TestDatabase
 from tests.process import Service
+from tests.scrape import counted
 from tests.wire import connect
 
 # Eight clients may all be at one worker, and hash there one by one, on a machine that is busy with something else.
@@ -143,18 +144,19 @@ def test_a_client_that_never_ends_its_request_keeps_the_process_for_the_graceful
 def test_sigterm_with_requests_queued_behind_a_locked_table_answers_each_of_them(
     database: TestDatabase, tell: Callable[[str], None]
 ) -> None:
-    with started(database, {"WORKER_THREADS": "2"}) as service, ThreadPoolExecutor(8) as executor:
+    with started(database, {"WORKER_THREADS": "2"}) as service, ThreadPoolExecutor(20) as executor:
         with locked(database):
-            asked = [executor.submit(service.client.get, "/users") for _ in range(8)]
-            until(lambda: waiting(database) == 2, "two requests wait for the table, and six for them")
+            asked = [executor.submit(service.client.get, "/users") for _ in range(20)]
+            until(lambda: waiting(database) == 2, "two requests wait for the table")
+            until(lambda: counted(service, "admission_queued", queue="threads") == 18, "and eighteen for a thread")
             service.process.send_signal(signal.SIGTERM)
             until(lambda: "Shutting down" in service.log, "the shutdown begins")
             statuses = Counter(request.result().status_code for request in asked)
         assert service.process.wait(20) == 0
         assert "Traceback" not in service.log
-    tell(f"SIGTERM with 2 requests at a locked table and 6 queued: {dict(statuses)}")
+    tell(f"SIGTERM with 2 requests at a locked table and 18 queued: {dict(statuses)}")
     assert set(statuses) <= {200, 503, 504}
-    assert statuses.total() == 8
+    assert statuses.total() == 20
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_requests_in_progress(database: TestDatabase) -> None:

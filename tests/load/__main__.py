@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import ipaddress
 import json
-import resource
 import signal
 import sys
 import time
@@ -28,6 +27,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from service import settings as environment
+from service.http.clients import open_files
 from service.settings import Settings, SettingsError
 from tests.load.clients import Address, Client, Load, Phase
 
@@ -149,16 +149,7 @@ async def look(address: Address, settings: Settings) -> tuple[int, int]:
 
 def _affordable(clients: int) -> int:
     """Return how many of the clients may have a connection each, and raise this process's own limit for them."""
-    wanted = clients + SPARE
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return clients
-    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    except (ValueError, OSError):  # macOS has another limit below an infinite one
-        allowed = soft
-    return max(1, allowed - SPARE)
+    return max(1, min(clients, open_files(clients + SPARE) - SPARE))
 
 
 async def _live(load: Load, phase: Phase, stopped: asyncio.Event, tick: float, tell: Tell) -> None:
