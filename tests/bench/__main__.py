@@ -1,23 +1,28 @@
-"""The command line: measure against the peers (the default), measure how cost grows, or draw what was measured."""
+"""The command line: measure against the peers (the default), how cost grows, or where the time goes."""
 
 import argparse
 import json
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.bench import growth, machine, measure, picture, report, wrk
+from tests.bench import growth, machine, measure, picture, profile, report, wrk
 from tests.bench.contenders import CONTENDERS, OURS
 from tests.bench.workloads import WORKLOADS
 
 EVERYBODY = [*CONTENDERS, *measure.LIMITS]
 RESULTS = Path(__file__).with_name("results")
+PAGES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
+    "peers": ("Against the peers", lambda saved: report.comparison(saved["samples"])),
+    "growth": ("How cost grows", growth.sections),
+    "profile": ("Where the time goes", profile.sections),
+}
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 say = partial(print, flush=True)
@@ -26,7 +31,7 @@ say = partial(print, flush=True)
 def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(prog="make bench ARGS=…", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["peers", "growth", "draw"], default="peers")
+    parser.add_argument("what", nargs="?", choices=["peers", "growth", "profile", "draw"], default="peers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement; one that is slow gets more")
     parser.add_argument("--contenders", nargs="+", choices=EVERYBODY, default=EVERYBODY)
@@ -39,7 +44,7 @@ def main() -> None:
     for number in STOPS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, _stop)
-    {"peers": peers, "growth": grow, "draw": draw}[options.what](options)
+    {"peers": peers, "growth": grow, "profile": take_apart, "draw": draw}[options.what](options)
 
 
 def peers(options: argparse.Namespace) -> None:
@@ -83,19 +88,23 @@ def grow(options: argparse.Namespace) -> None:
     draw(options)
 
 
+def take_apart(options: argparse.Namespace) -> None:
+    """Measure where the time of a request goes."""
+    wrk.require()
+    profile.require()
+    _save(options.results / "profile.json", profile.measure(profile.SECONDS))
+    draw(options)
+
+
 def draw(options: argparse.Namespace) -> None:
     """Make the tables and the picture from what was measured."""
-    source = options.results / "peers.json"
-    if source.exists():
-        saved = json.loads(source.read_text())
-        sections = report.comparison(saved["samples"])
-        (options.results / "peers.md").write_text(report.markdown("Against the peers", saved["machine"], sections))
-        picture.draw(saved["samples"], options.results / "peers.svg")
-    source = options.results / "growth.json"
-    if source.exists():
-        saved = json.loads(source.read_text())
-        page = report.markdown("How cost grows", saved["machine"], growth.sections(saved))
-        (options.results / "growth.md").write_text(page)
+    for name, (title, sections) in PAGES.items():
+        source = options.results / f"{name}.json"
+        if source.exists():
+            saved = json.loads(source.read_text())
+            source.with_suffix(".md").write_text(report.markdown(title, saved["machine"], sections(saved)))
+            if name == "peers":
+                picture.draw(saved["samples"], source.with_suffix(".svg"))
     say(f"the tables are in {options.results}")
 
 
