@@ -64,14 +64,19 @@ class Watchdog:
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """End the watch."""
-        self._stopped.set()
+        """End the watch, and what still waits for a connection: nobody waits for its answer, and the process ends."""
+        with self._lock:
+            self._stopped.set()
+            for loan in self._loans:
+                _end(loan)
 
     def watch(self, connection: Connection) -> Loan:
         """Watch `connection`, in use by the current thread and request, until the loan is given to `unwatch`."""
         loan = Loan(connection, threading.get_ident(), time.monotonic(), DEADLINE.get(), copy_context())
         with self._lock:
             self._loans.add(loan)
+            if self._stopped.is_set():
+                _end(loan)
         return loan
 
     def unwatch(self, loan: Loan) -> None:
@@ -92,13 +97,17 @@ class Watchdog:
                 leaks = [loan for loan in self._loans if not loan.reported and now - loan.since > self._leak_threshold]
                 for loan in self._loans:
                     if loan.deadline and now > loan.deadline and not loan.cut:
-                        loan.cut = True  # before the thread can wake up and ask
-                        loan.cut = _shut_down(loan.connection)  # or once more at the next look
+                        _end(loan)
                         metrics.CUT.add(number=loan.cut)
             for loan in leaks:  # without the lock: a log that blocks must not keep anybody from a connection
                 loan.reported = True
                 metrics.LEAKS.add()
                 loan.context.run(_report, loan, now)
+
+
+def _end(loan: Loan) -> None:
+    loan.cut = True  # before the thread can wake up and ask
+    loan.cut = _shut_down(loan.connection)  # or once more at the next look
 
 
 def _shut_down(connection: Connection) -> bool:

@@ -75,7 +75,8 @@ def apply(conn: Connection[Any], session: Session, upgrade: Upgrade, say: Say) -
     with _alone(session, say), _told_in_one_line(conn):
         if _applied(conn, text) and upgrade.check(conn):
             return  # by another process, meanwhile
-        conn.execute("SET statement_timeout = 0")  # a large table takes as long as it takes
+        if not session.preamble:  # behind a pooler there is none, and this would stay there for others
+            conn.execute("SET statement_timeout = 0")  # a large table takes as long as it takes
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(PAUSE)

@@ -159,6 +159,22 @@ def test_sigterm_with_requests_queued_behind_a_locked_table_answers_each_of_them
     assert statuses.total() == 20
 
 
+def test_sigterm_ends_the_process_though_postgresql_is_frozen(victim: Cluster, tell: Callable[[str], None]) -> None:
+    """The service's own question to the database is nobody's request, and still hangs."""
+    with started(victim.create_database(), {}) as service:
+        frozen = victim.freeze()
+        try:
+            until(lambda: service.client.get("/pool").json()["holders"], "it asks the database how it is")
+            began = time.monotonic()
+            service.process.send_signal(signal.SIGTERM)
+            status = service.process.wait(10)
+            took = time.monotonic() - began
+        finally:
+            victim.thaw(frozen)
+    tell(f"SIGTERM while PostgreSQL is frozen: ended after {took:.2f} s")
+    assert status == 0
+
+
 def test_a_second_ctrl_c_does_not_wait_for_the_requests_in_progress(database: TestDatabase) -> None:
     """Their threads hear no signal: the process ends when the statements do, at their limit, and the queue is cut."""
     with started(database, {**FOUR_THREADS, "WORKERS": "1"}) as service, locked(database):
