@@ -68,6 +68,18 @@ def test_an_older_hash_is_made_anew_at_the_next_good_login(
     assert client.get(f"/users/{user['id']}").json() == user
 
 
+def test_a_right_password_is_right_though_its_new_hash_cannot_be_stored(
+    client: httpx.Client, database: TestDatabase, user: User
+) -> None:
+    old = PasswordHasher(time_cost=1, memory_cost=8192, parallelism=1).hash("correct horse")
+    with database.connect() as conn:
+        conn.execute('UPDATE "user" SET password_hash = %s WHERE id = %s', (old, user["id"]))
+        with conn.transaction():
+            conn.execute('SELECT FROM "user" WHERE id = %s FOR UPDATE', (user["id"],))
+            assert signs_in(client, user["email"])
+    assert stored_hash(database, user) == old
+
+
 def test_equal_passwords_are_stored_as_different_hashes(client: httpx.Client, database: TestDatabase) -> None:
     hashes = [stored_hash(database, create(client)) for _ in range(2)]
     assert all(stored.startswith(TODAYS_HASH) for stored in hashes)

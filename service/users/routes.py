@@ -3,6 +3,7 @@
 Each returns a ready Response. FastAPI would send a value through a second thread to validate it.
 """
 
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
@@ -10,7 +11,8 @@ from fastapi.routing import APIRoute
 from pydantic import MISSING
 from starlette.convertors import Convertor, register_url_convertor
 
-from service.database.pool import Database
+from service.database.deadlines import DeadlineExceeded
+from service.database.pool import Database, DatabaseUnavailable
 from service.http.docs import answers
 from service.http.gate import give_core_back
 from service.http.problems import PROBLEMS, Table
@@ -128,7 +130,8 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
             raise WrongCredentials
         if is_outdated(stored):
             fresh = hash_password(credentials.password)
-            with database.connection() as conn:
+            # The password is right, whatever becomes of this.
+            with suppress(DatabaseUnavailable, DeadlineExceeded), database.connection() as conn:
                 queries.update_outdated_hash(conn, user_id, stored, fresh)
         return _json(found)
 
