@@ -41,6 +41,7 @@ class Load:
     created: set[int] = field(default_factory=set)  # acknowledged
     refused: set[int] = field(default_factory=set)  # an error that says: nothing was done
     undecided: set[int] = field(default_factory=set)
+    under_way: dict[int, float] = field(default_factory=dict)  # when the request began that each thread waits for
 
     def __enter__(self) -> Self:
         self._stopped = threading.Event()
@@ -62,6 +63,11 @@ class Load:
         """Count the answers to requests that began after `since`, by status."""
         found = [answer for answer in list(self.answers) if answer.began >= since and method in answer.method]
         return Counter(answer.status for answer in found)
+
+    def go_on(self, moment: float) -> None:
+        """Wait until all that began before `moment` is answered, and some of what began after it."""
+        until(lambda: min(self.under_way.values(), default=moment) >= moment, "nothing from before is under way")
+        until(lambda: self.statuses(moment)[200] > 20, "the load goes on")
 
     def first(self, status: int, since: float) -> float:
         """Return how long after `since` the first answer with `status` came, in seconds."""
@@ -98,7 +104,7 @@ class Load:
             self.refused.add(user_id)
 
     def _send(self, client: httpx.Client, method: str, path: str, body: Any = None) -> Answer:
-        began = time.monotonic()
+        self.under_way[threading.get_ident()] = began = time.monotonic()
         try:
             response = client.request(method, path, json=body)
         except httpx.TransportError as exc:
@@ -107,4 +113,5 @@ class Load:
             code = response.json()["code"] if response.status_code >= 400 else ""
             answer = Answer(method, began, time.monotonic(), response.status_code, code)
         self.answers.append(answer)
+        del self.under_way[threading.get_ident()]
         return answer
