@@ -135,6 +135,7 @@ class Protocol(HttpToolsProtocol):
         """Go on, as they were taken."""
         super().resume_writing()
         self._stalled.discard(self)
+        self._since = self.loop.time()
 
     def shutdown(self) -> None:
         """Begin to end: what is in progress is answered, and so is one request more."""
@@ -151,10 +152,11 @@ class Protocol(HttpToolsProtocol):
 
     def _look(self) -> None:
         """Close a connection that is idle for long. One timer for all its requests: one for each cost 3 %."""
-        left = self._since + self.timeout_keep_alive - self.loop.time()
+        now = self.loop.time()
         unsent, self._unsent = self._unsent, self.transport.get_write_buffer_size()
-        if not self._idle or self._unsent != unsent:
-            left = self.timeout_keep_alive
+        if not self._idle or self._unsent != unsent:  # the service is at work, or the client takes its answer
+            self._since = now
+        left = self._since + self.timeout_keep_alive - now
         if left > 0:
             self.timeout_keep_alive_task = self.loop.call_later(left, self._look)
         else:

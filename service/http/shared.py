@@ -9,7 +9,8 @@ from anyio import to_thread
 
 T = TypeVar("T")
 
-PAUSE = 9  # times as long as it took to make: however many ask, a tenth of the time goes there
+PAUSE = 9  # times what it took of a core to make: however many ask, a tenth of a core goes there
+LONGEST = 1.0  # seconds of pause
 
 
 class Shared(Generic[T]):
@@ -31,9 +32,11 @@ class Shared(Generic[T]):
     async def _run(self) -> T:
         async with self._turn:
             await asyncio.sleep(self._not_before - time.monotonic())
-            began, self._next = time.monotonic(), None
-            try:
-                return await to_thread.run_sync(self._make)
-            finally:
-                ended = time.monotonic()
-                self._not_before = ended + PAUSE * (ended - began)
+            self._next = None
+            made, used = await to_thread.run_sync(self._timed)
+            self._not_before = time.monotonic() + min(LONGEST, PAUSE * used)
+        return made
+
+    def _timed(self) -> tuple[T, float]:
+        began = time.thread_time()
+        return self._make(), time.thread_time() - began

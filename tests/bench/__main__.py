@@ -82,7 +82,7 @@ def peers(options: argparse.Namespace) -> None:
 def grow(options: argparse.Namespace) -> None:
     """Measure how cost grows with users, threads, workers and requests."""
     wrk.require()
-    say("this takes about 20 minutes and 6 GB under the folder for temporary files; Ctrl-C keeps what was measured")
+    say("this takes about 10 minutes and 6 GB under the folder for temporary files; Ctrl-C keeps what was measured")
     for results in growth.measure(options.rounds, options.seconds, say):
         _save(options.results / "growth.json", results)
     draw(options)

@@ -210,6 +210,7 @@ def test_more_idle_clients_than_files_keep_neither_a_new_one_nor_postgresql_out(
         assert httpx.get(f"{service.url}/users").status_code == 200
         until(lambda: len(sessions(database)) == THREADS, "every connection is there again")
         evicted = counted(service, "http_server_connections_evicted_total")
+        assert f"as ulimit -n is {FILES}" in service.log
         assert not re.search("Too many open files|ERROR|Traceback", service.log)
     tell(f"{2 * FILES} clients of a process that may open {FILES} files: {evicted:.0f} had to make room")
     assert evicted >= FILES
