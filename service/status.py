@@ -99,7 +99,7 @@ class Status:
         metrics.QUEUED.set(hashing.waiting + hashing.inside - busy, "hashing")
         metrics.HASHING.set(busy, "used")
         metrics.HASHING.set(hashing.limit - busy, "idle")
-        size, used, pending = self._parts.database.connections
+        size, used, pending = self._parts.database.connections()
         metrics.CONNECTIONS.set(used, "used")
         metrics.CONNECTIONS.set(size - used, "idle")
         metrics.PENDING.set(pending)

@@ -56,6 +56,7 @@ class Watchdog:
         """Report a loan after `leak_threshold` seconds; each loan's deadline is its request's own."""
         self._leak_threshold = leak_threshold
         self._loans: set[Loan] = set()
+        self._most = 0  # at once, since `most` was asked
         self._lock = threading.Lock()
         self._stopped = threading.Event()
 
@@ -75,6 +76,7 @@ class Watchdog:
         loan = Loan(connection, threading.get_ident(), time.monotonic(), DEADLINE.get(), copy_context())
         with self._lock:
             self._loans.add(loan)
+            self._most = max(self._most, len(self._loans))
             if self._stopped.is_set():
                 _end(loan)
         return loan
@@ -83,6 +85,15 @@ class Watchdog:
         """Watch no longer: after this the watchdog cannot touch the connection, and `loan.cut` tells whether it did."""
         with self._lock:
             self._loans.remove(loan)
+
+    def most(self) -> int:
+        """Return how many connections were in use at once, at the most, since this was last asked.
+
+        How many are just now would mislead: the event loop, which asks, has the GIL, mostly while none is in use.
+        """
+        with self._lock:
+            most, self._most = self._most, len(self._loans)
+        return most
 
     def holders(self) -> list[tuple[float, str]]:
         """Return since when each connection in use is held, and by which route, the longest first."""

@@ -154,12 +154,11 @@ class Database:
         )
         self._watchdog.start()
 
-    @property
     def connections(self) -> tuple[int, int, int]:
-        """How many are open, how many of them are lent, and how many threads wait for one."""
+        """Return how many are open, how many were lent at once since this was last asked, how many threads wait."""
         stats = self._pool.get_stats() if self._pool else {}
-        size, idle = stats.get("pool_size", 0), stats.get("pool_available", 0)
-        return size, size - idle, stats.get("requests_waiting", 0)
+        size = stats.get("pool_size", 0)
+        return size, min(size, self._watchdog.most()), stats.get("requests_waiting", 0)
 
     def holders(self) -> list[tuple[float, str]]:
         """Return since when each lent connection is held, and by which route, the longest first."""

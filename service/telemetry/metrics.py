@@ -110,7 +110,10 @@ ABANDONED = Counter(
 THREADS = Gauge("worker_threads", "Threads that endpoints run on.", ("state",), _each(*STATES))
 HASHING = Gauge("hashing_cores", "Cores that passwords may be hashed on.", ("state",), _each(*STATES))
 
-CONNECTIONS = Gauge("db_client_connection_count", "Open connections.", ("state",), _each(*STATES))
+CONNECTIONS = Gauge(
+    "db_client_connection_count", "Open connections; used: the most at once within a tenth of a second.",
+    ("state",), _each(*STATES),
+)  # fmt: skip
 CONNECTIONS_MAX = Gauge("db_client_connection_max", "Connections that may be open.")
 PENDING = Gauge(
     "db_client_connection_pending_requests", "Threads that wait for a connection: while there is an outage."

@@ -4,6 +4,8 @@ All servers run all the time, and the one that is driven has the machine to itse
 does not come to rest after its turn is started anew.
 """
 
+import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -140,11 +142,22 @@ def running(plan: Plan, say: Callable[[str], None]) -> Iterator[Run]:
     with database.cluster() as cluster, ExitStack() as stack:
         users = database.create(cluster)
         names = [name for name in plan.contenders if name in CONTENDERS]
-        servers = {name: stack.enter_context(Server(CONTENDERS[name], users, pin=plan.pin)) for name in names}
+        servers: dict[str, Server] = {}
+        for name in names:
+            core = _core(plan, name, servers.get(OURS.name))
+            servers[name] = stack.enter_context(Server(CONTENDERS[name], users, core=core))
         if ours := servers.get(OURS.name):
             agreement.check(ours, [server for server in servers.values() if server is not ours], users)
             say("all contenders answer alike")
         yield Run(plan, cluster, users, servers, say)
+
+
+def _core(plan: Plan, name: str, ours: Server | None) -> int | None:
+    """Return the core to keep a contender to: ours chooses its own, and must be compared with itself on the same."""
+    if not CONTENDERS[name].ours:
+        return max(os.sched_getaffinity(0)) if plan.pin else None
+    found = re.search(r"keeps to core (\d+)", ours.log) if ours else None
+    return int(found[1]) if found else None
 
 
 def _sample(number: int, load: Load, name: str, driven: Driven, used: tuple[float, float]) -> Sample:

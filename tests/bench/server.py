@@ -53,13 +53,12 @@ class Server:
         database: TestDatabase,
         settings: Mapping[str, str] | None = None,
         *,
-        pin: bool = False,
+        core: int | None = None,
     ) -> None:
-        """Start nothing yet; `settings` are ours, beside those of every run. `pin` keeps a peer to one core."""
+        """Start nothing yet; `settings` are ours, beside those of every run; it is kept to `core`, if any."""
         self.contender = contender
         self._database = database
-        core = max(os.sched_getaffinity(0))
-        self._prefix = ["taskset", "--cpu-list", str(core)] if pin and not contender.ours else []
+        self._prefix = [] if core is None else ["taskset", "--cpu-list", str(core)]
         self._settings = {**SETTINGS, **(settings or {})}
 
     def __enter__(self) -> Self:
