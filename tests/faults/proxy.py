@@ -18,6 +18,7 @@ class Proxy:
         self.swallow = False  # pass nothing on, in either direction, and keep the connections open
         self.truncate = False  # pass on half of the next reply of each connection and close it
         self.reset = False  # in place of the next reply, end the connection with RST
+        self._tasks: set[asyncio.Task[None] | None] = set()  # the loop itself would let them be collected
         self.damaged = 0  # how many replies were truncated or replaced by RST
 
     def __enter__(self) -> Self:
@@ -47,6 +48,7 @@ class Proxy:
         await asyncio.sleep(0.05)  # what was closed is closed in the loop's next turns
 
     async def _connect(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        self._tasks.add(asyncio.current_task())
         try:
             server, to_server = await asyncio.open_connection("127.0.0.1", self._target)
         except (OSError, asyncio.CancelledError):

@@ -13,6 +13,7 @@ NEEDED = {  # program: package
     "mount": "mount",
     "pgbouncer": "pgbouncer",
     "setpriv": "util-linux",
+    "wrk": "wrk",
 }
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # <linux/sched.h>; os.unshare() came with Python 3.12
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from tests.faults.sessions import OURS
 from tests.postgres import TestDatabase
 from tests.process import Service
-from tests.system.crowd import USERS, Crowd, crowd, quantile
+from tests.system.crowd import USERS, Crowd, crowd, goodput, quantile
 
 MANY = 1000
 THREADS = 8
@@ -49,16 +49,18 @@ def test_a_thousand_connections_at_once_are_served_or_refused_and_nobody_waits_f
         with database.connect() as conn:
             conn.execute(FILL)
         crowd(service.url, 64, 2)  # to warm up
-        peaks: list[Crowd] = []
+        peaks: list[float] = []
+        goods: list[float] = []
         overloads: list[Crowd] = []
         with counted(database) as counts:
             for _ in range(ROUNDS):
-                peaks.append(max((crowd(service.url, few, 2) for few in FEW), key=lambda found: found.goodput))
+                peaks.append(max(goodput(service.url, few, 3) for few in FEW))
+                goods.append(goodput(service.url, MANY, 10))
                 overloads.append(crowd(service.url, MANY, 10))
         unloaded = crowd(service.url, 1, 2)
         assert " 500 " not in service.log
 
-    ratio = quantile([load.goodput / peak.goodput for load, peak in zip(overloads, peaks, strict=True)], 0.5)
+    ratio = quantile([good / peak for good, peak in zip(goods, peaks, strict=True)], 0.5)
     answered = {status for load in overloads for status in load.answers}
     refused = quantile([seconds for load in overloads for seconds in load.answers[503]], 0.99)
     accepted = quantile([seconds for load in overloads for seconds in load.answers[200]], 0.99)
@@ -67,7 +69,7 @@ def test_a_thousand_connections_at_once_are_served_or_refused_and_nobody_waits_f
     refusals = sum(len(load.answers[503]) for load in overloads)
     tell(
         f"{MANY} connections, {THREADS} threads: goodput {ratio:.2f} of the peak"
-        f" ({[round(load.goodput) for load in overloads]} of {[round(peak.goodput) for peak in peaks]} a second),"
+        f" ({[round(good) for good in goods]} of {[round(peak) for peak in peaks]} a second),"
         f" {refusals} refused; p99: accepted {accepted * 1000:.0f} ms (alone {alone * 1000:.1f} ms),"
         f" refused {refused * 1000:.0f} ms, /livez {alive * 1000:.0f} ms; {max(counts)} sessions at the most"
     )
@@ -76,4 +78,4 @@ def test_a_thousand_connections_at_once_are_served_or_refused_and_nobody_waits_f
     assert accepted < QUEUE_WAIT + 2 * alone
     assert refused < 0.5, "the promise is 50 ms, on a machine that does nothing else"
     assert alive < 0.5, "likewise, 20 ms"
-    assert ratio > 0.5, "the promise is 0.95, and 0.87 is what was reached: see the README"
+    assert ratio > 0.5, "the promise is 0.95, on a machine that does nothing else"
