@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.faults.sessions import locked
+from tests.faults.sessions import locked, waiting
 from tests.polling import until
 from tests.postgres import Cluster, TestDatabase
 from tests.problems import is_problem
@@ -31,7 +31,7 @@ def filled(database: TestDatabase) -> Iterator[Service]:
     with Service({**database.environment, **FULL}) as service, ThreadPoolExecutor(1) as holder:
         with locked(database):
             held = holder.submit(service.client.get, "/users", timeout=120)
-            until(lambda: ask(service, "GET /users HTTP/1.1").status_code == 503, "its place is taken")
+            until(lambda: waiting(database) == 1, "its place is taken")
             yield service
         assert held.result().status_code == 200
 

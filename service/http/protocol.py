@@ -50,7 +50,7 @@ class Protocol(HttpToolsProtocol):
     _waits = b""  # what has come of it, and behind it
     _came = 0.0  # when it came, on the monotonic clock
     _place: Admission | None = None  # taken for the request that is being read
-    _unsent = 0  # bytes of answers that the client had not taken when it was last looked after
+    _untaken = 0  # bytes of answers, when the client was last looked after
     _stalled: ClassVar[set["Protocol"]] = set()  # those with more of them than uvloop likes to keep
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
@@ -153,8 +153,8 @@ class Protocol(HttpToolsProtocol):
     def _look(self) -> None:
         """Close a connection that is idle for long. One timer for all its requests: one for each cost 3 %."""
         now = self.loop.time()
-        unsent, self._unsent = self._unsent, self.transport.get_write_buffer_size()
-        if not self._idle or self._unsent != unsent:  # the service is at work, or the client takes its answer
+        untaken, self._untaken = self._untaken, clients.untaken(self.transport)
+        if not self._idle or self._untaken != untaken:  # the service is at work, or the client takes its answer
             self._since = now
         left = self._since + self.timeout_keep_alive - now
         if left > 0:
