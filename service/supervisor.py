@@ -1,17 +1,18 @@
 """Several workers: uvicorn's supervisor, which replaces one that dies, and all of them one by one at SIGHUP."""
 
 import signal
+from socket import socket
 
 from uvicorn import Config
 from uvicorn.supervisors import Multiprocess
 
 
 class Supervisor(Multiprocess):
-    """Listens on one socket for all workers, and begins to stop at once."""
+    """Has all workers listen on the same sockets, and begins to stop at once."""
 
-    def __init__(self, config: Config) -> None:
-        """Bind the address of `config`."""
-        super().__init__(config, [config.bind_socket()])
+    def __init__(self, config: Config, sockets: list[socket]) -> None:
+        """Take `sockets`, which are bound."""
+        super().__init__(config, sockets)
         for number in (signal.SIGTERM, signal.SIGINT):  # not after the replacement of all workers that is under way
             signal.signal(number, lambda *_: self.should_exit.set())
 

@@ -81,6 +81,27 @@ async def _crowd(url: str, size: int, seconds: float) -> Crowd:
     return found
 
 
+def newcomers(url: str, rate: float, seconds: float) -> list[float]:
+    """Let `rate` clients come per second, with one request each; return how long each took, its connecting included."""
+    return uvloop.run(_newcomers(url, rate, seconds))
+
+
+async def _newcomers(url: str, rate: float, seconds: float) -> list[float]:
+    host, port = str(urlsplit(url).hostname), int(urlsplit(url).port or 0)
+    loop = asyncio.get_running_loop()
+
+    async def come(after: float) -> float:
+        await asyncio.sleep(after)
+        began = time.perf_counter()
+        _, client = await loop.create_connection(lambda: _Client({}, loop.time(), once=True), host, port)
+        client.send()
+        await client.answered.wait()
+        client.leave()
+        return time.perf_counter() - began
+
+    return await asyncio.gather(*(come(number / rate) for number in range(int(rate * seconds))))
+
+
 class _Client(asyncio.Protocol):
     """One of the crowd. Its answers are small: what comes is the end of one exactly when it ends with a newline."""
 

@@ -2,16 +2,19 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from tests.faults.sessions import OURS
+from tests.polling import until
 from tests.postgres import TestDatabase
 from tests.process import Service
-from tests.system.crowd import USERS, Crowd, crowd, goodput, quantile
+from tests.system.crowd import USERS, Crowd, crowd, goodput, newcomers, quantile
 
 MANY = 1000
 THREADS = 8
 QUEUE_WAIT = 2.0  # seconds: the default
+NEW = 400  # a second
 ROUNDS = 3  # of ten seconds each, between which the peak is measured: it changes with what else the machine does
 FEW = (8, 16, 64)  # connections: the peak is at one of these
 
@@ -79,3 +82,21 @@ def test_a_thousand_connections_at_once_are_served_or_refused_and_nobody_waits_f
     assert refused < 0.5, "the promise is 50 ms, on a machine that does nothing else"
     assert alive < 0.5, "likewise, 20 ms"
     assert ratio > 0.5, "the promise is 0.95, on a machine that does nothing else"
+
+
+def test_new_clients_are_answered_at_once_beside_a_crowd_that_fills_the_queue(
+    database: TestDatabase, tell: Callable[[str], None]
+) -> None:
+    with Service(database.environment) as service, ThreadPoolExecutor(1) as elsewhere:
+        with database.connect() as conn:
+            conn.execute(FILL)
+        busy = elsewhere.submit(goodput, service.url, MANY, 7)
+        until(lambda: " 503 " in service.log, "the queue is full")
+        waited = newcomers(service.url, NEW, 4)
+        assert busy.result() > 0
+        assert " 500 " not in service.log
+    tell(
+        f"{NEW} new clients a second beside {MANY}: connected and answered in"
+        f" {quantile(waited, 0.5) * 1000:.0f} ms, p99 {quantile(waited, 0.99) * 1000:.0f} ms"
+    )
+    assert quantile(waited, 0.99) < 0.5, "as they were refused, or had a place; a second and more when they wait unseen"
