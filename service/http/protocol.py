@@ -180,6 +180,7 @@ class Protocol(HttpToolsProtocol):
     def _evict(self, other: "Protocol") -> None:
         metrics.EVICTED.add()
         self._stalled.discard(other)
+        self.connections.discard(other)  # or the next one to come, before it has gone, would find no room either
         other._leave()  # noqa: SLF001
 
     def _leave(self) -> None:
