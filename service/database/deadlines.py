@@ -33,7 +33,7 @@ def time_left(seconds: float) -> float:
 
 
 class DeadlineExceeded(Exception):
-    """The request ran out of time while it held a connection."""
+    """The request ran out of time while it held a connection, or before it could borrow one."""
 
 
 @dataclass(eq=False, slots=True)

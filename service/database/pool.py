@@ -284,7 +284,9 @@ def _patience() -> float:
     return time_left(max(LEAST_PATIENCE, OUTAGE_PATIENCE - (time.monotonic() - PooledConnection.failing_since)))
 
 
-def _reason() -> DatabaseUnavailable:
+def _reason() -> DatabaseUnavailable | DeadlineExceeded:
+    if PooledConnection.failure is None and not time_left(OUTAGE_PATIENCE):
+        return DeadlineExceeded("the request had no time left to borrow a connection")  # its password took all, say
     failure = str(PooledConnection.failure or "")
     # A failed connect carries no SQLSTATE: 53300 is known by its words.
     if "too many connections" in failure or "too many clients" in failure or "connection slots" in failure:

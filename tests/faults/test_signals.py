@@ -23,7 +23,7 @@ from tests.scrape import counted
 from tests.wire import connect
 
 # Eight clients may all be at one worker, and hash there one by one, on a machine that is busy with something else.
-FOUR_THREADS = {"WORKER_THREADS": "4", "QUEUE_WAIT": "1.9"}
+FOUR_THREADS = {"WORKER_THREADS": "4", "QUEUE_WAIT": "9", "REQUEST_DEADLINE": "10"}
 TWO = {"WORKERS": "2", **FOUR_THREADS}
 
 # What a client meets on a connection that the service closed while the request was on its way to it.
