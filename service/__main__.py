@@ -1,6 +1,7 @@
 """The command line: run, serve, check, schema."""
 
 import argparse
+import logging
 import math
 import os
 import signal
@@ -9,8 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from uvicorn.supervisors import ChangeReload
@@ -43,6 +44,10 @@ ACCEPTS = 16
 # Where workers share them: with 8 and more, one of two took up to 15 of 16 clients that came at once. With 4 they share
 # as with one, and of 400 new clients a second beside 700, half wait for 23 ms and some for 49, not for 1.4 and 2.7 s.
 ACCEPTS_SHARED = 4
+
+BACKLOG = 2048  # clients that wait at the kernel to be accepted: uvicorn's; more than somaxconn are not possible
+
+logger = logging.getLogger("service")
 
 say = partial(print, flush=True)  # progress is to be seen as it is made, in a file or a pipe too
 
@@ -98,31 +103,29 @@ def schema(settings: Settings) -> None:
 
 
 def _start(settings: Settings, *, reload: bool) -> None:
-    _check_address(settings)
+    address = _bind(settings)  # before anything that takes long
     logs.configure(settings.log_format)
     with _server(settings) as server:
         try:
             prepare_server(server, settings, say)
         except ServerUnreachable as exc:
             print(f"the database does not answer, /readyz is 503 until it does: {exc}", file=sys.stderr)
-        arguments: dict[str, Any] = {
-            "app": "service.app:create_app",
-            "factory": True,
-            "host": settings.host,
-            "port": settings.port,
-            "timeout_graceful_shutdown": math.ceil(settings.graceful_shutdown_timeout),
-            "timeout_keep_alive": KEEP_ALIVE,
-            "timeout_worker_healthcheck": WORKER_PATIENCE,
-            "log_config": None,  # service/logs.py
-            "http": "service.http.protocol:Protocol",
-            "access_log": False,  # service/http/middleware.py writes it, with the request's id
-            "server_header": False,
-            "proxy_headers": False,  # http/operator.py asks who is there, and not who says to be
-        }
-        if reload:
-            arguments |= {"reload": True, "reload_dirs": [str(Path(__file__).parent)]}
-        config = uvicorn.Config(workers=settings.workers, **arguments)
-        sockets = _listen(config)
+        config = uvicorn.Config(
+            "service.app:create_app",
+            factory=True,
+            workers=settings.workers,
+            reload=reload,
+            reload_dirs=[str(Path(__file__).parent)] if reload else None,
+            timeout_graceful_shutdown=math.ceil(settings.graceful_shutdown_timeout),
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_worker_healthcheck=WORKER_PATIENCE,
+            log_config=None,  # service/logs.py
+            http="service.http.protocol:Protocol",
+            access_log=False,  # service/http/middleware.py writes it, with the request's id
+            server_header=False,
+            proxy_headers=False,  # http/operator.py asks who is there, and not who says to be
+        )
+        sockets = _listen(address, settings)
         if settings.workers > 1:
             Supervisor(config, sockets).run()
         elif reload:
@@ -132,10 +135,33 @@ def _start(settings: Settings, *, reload: bool) -> None:
                 uvicorn.Server(config).run(sockets)
 
 
-def _listen(config: uvicorn.Config) -> list[socket.socket]:
-    first = config.bind_socket()
-    first.listen(config.backlog)  # it was said just now: who comes before all has started waits for it
-    return [first, *(first.dup() for _ in range(1, ACCEPTS if config.workers == 1 else ACCEPTS_SHARED))]
+def _bind(settings: Settings) -> socket.socket:
+    with _address_is_told(settings):
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = min(found, key=itemgetter(0))  # IPv4 when there are both, as for localhost
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        return bound
+
+
+def _listen(bound: socket.socket, settings: Settings) -> list[socket.socket]:
+    with _address_is_told(settings):
+        bound.listen(BACKLOG)  # who comes before all has started waits for it
+    host, port = bound.getsockname()[:2]
+    logger.info("running on http://%s:%d (Ctrl-C stops it)", f"[{host}]" if ":" in host else host, port)
+    accepts = ACCEPTS if settings.workers == 1 else ACCEPTS_SHARED
+    return [bound, *(bound.dup() for _ in range(1, accepts))]
+
+
+@contextmanager
+def _address_is_told(settings: Settings) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, UnicodeError) as exc:
+        raise SettingsError(
+            f"HOST={settings.host} PORT={settings.port} cannot be listened on: {getattr(exc, 'strerror', exc)}"
+        ) from exc
 
 
 @contextmanager
@@ -147,21 +173,6 @@ def _server(settings: Settings) -> Iterator[Callable[[], str]]:
     with embedded.running(DATA) as server:
         print(f"Using the embedded PostgreSQL, data in {DATA}; set DATABASE_URL to use your own.", flush=True)
         yield server
-
-
-def _check_address(settings: Settings) -> None:
-    """Raise SettingsError when the address cannot be listened on: uvicorn would only tell it after everything else."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[
-            0
-        ]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except (OSError, UnicodeError) as exc:
-        raise SettingsError(
-            f"HOST={settings.host} PORT={settings.port} cannot be listened on: {getattr(exc, 'strerror', exc)}"
-        ) from exc
 
 
 if __name__ == "__main__":
