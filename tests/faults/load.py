@@ -16,6 +16,10 @@ from tests.postgres import TestDatabase
 UNDECIDED = {"database-unavailable", "deadline-exceeded"}
 
 
+# Seconds between a client's requests: without them all cores are busy hashing, and what is late is late for that.
+THINKS = 0.01
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a request got, and when."""
@@ -85,15 +89,19 @@ class Load:
 
     def _run(self, number: int) -> None:
         user_id = 10 + number * 1_000_000
+        there = 0  # the newest user that was created for sure
         with httpx.Client(base_url=self.url, timeout=30) as client:
             while not self._stopped.is_set():
                 user_id += 1
-                self._create(client, user_id)
-                for path in (f"/users/{user_id}", "/users?limit=10", f"/users?after={user_id - 5}&limit=5"):
-                    self._send(client, "GET", path)
-                self._send(client, "PATCH", f"/users/{user_id}", {"lname": f"Changed {user_id}"})
+                there = user_id if self._create(client, user_id) else there
+                for _ in range(3):
+                    for path in ("/users?limit=10", f"/users?after={user_id - 5}&limit=5"):
+                        self._send(client, "GET", path)
+                    if there:
+                        self._send(client, "GET", f"/users/{there}")
+                        self._send(client, "PATCH", f"/users/{there}", {"lname": f"Changed {user_id}"})
 
-    def _create(self, client: httpx.Client, user_id: int) -> None:
+    def _create(self, client: httpx.Client, user_id: int) -> bool:
         user = {"id": user_id, "fname": "Ada", "lname": "Load", "email": f"{user_id}@example.com", "password": "p" * 8}
         answer = self._send(client, "POST", "/users", user)
         if answer.status == 201:
@@ -102,6 +110,7 @@ class Load:
             self.undecided.add(user_id)
         else:
             self.refused.add(user_id)
+        return answer.status == 201
 
     def _send(self, client: httpx.Client, method: str, path: str, body: Any = None) -> Answer:
         self.under_way[threading.get_ident()] = began = time.monotonic()
@@ -114,4 +123,5 @@ class Load:
             answer = Answer(method, began, time.monotonic(), response.status_code, code)
         self.answers.append(answer)
         del self.under_way[threading.get_ident()]
+        self._stopped.wait(THINKS)
         return answer

@@ -41,7 +41,7 @@ def test_a_connection_that_breaks_in_mid_reply_is_replaced_and_reads_are_tried_a
             load.go_on(time.monotonic())
     load.reconcile(database)
     tell(summary(fault, load))
-    assert set(load.statuses()) <= {200, 201, 404, 409, 503}
+    assert set(load.statuses()) <= {200, 201, 409, 503}
 
 
 def test_a_black_hole_costs_each_request_its_deadline_and_no_more(

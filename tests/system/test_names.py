@@ -90,6 +90,6 @@ def test_while_the_name_does_not_resolve_requests_are_refused_and_then_its_new_a
     )
     assert (refused.status_code, refused.json()["code"]) == (503, "database-unavailable")
     assert longest < DEADLINE + 0.5
-    assert set(load.statuses()) <= {200, 201, 404, 503}
+    assert set(load.statuses()) <= {200, 201, 503}
     assert set(load.statuses(back + within, "GET")) == {200}
     assert first < within
