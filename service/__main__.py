@@ -28,6 +28,7 @@ from service.startup import ServerRefused, ServerUnreachable, inspect_server, pr
 from service.supervisor import Supervisor
 
 WRONG = 2  # exit status: something is to be corrected
+FAILED = 3  # exit status of uvicorn: the application could not be started
 
 # Seconds that an idle connection stays open: longer than the 60 of usual proxies and load balancers, so that it is
 # they who close it. At uvicorn's 5 a request now and then met the closing, and a client saw its connection reset.
@@ -44,8 +45,6 @@ ACCEPTS = 16
 # Where workers share them: with 8 and more, one of two took up to 15 of 16 clients that came at once. With 4 they share
 # as with one, and of 400 new clients a second beside 700, half wait for 23 ms and some for 49, not for 1.4 and 2.7 s.
 ACCEPTS_SHARED = 4
-
-BACKLOG = 2048  # clients that wait at the kernel to be accepted: uvicorn's; more than somaxconn are not possible
 
 logger = logging.getLogger("service")
 
@@ -103,9 +102,8 @@ def schema(settings: Settings) -> None:
 
 
 def _start(settings: Settings, *, reload: bool) -> None:
-    address = _bind(settings)  # before anything that takes long
     logs.configure(settings.log_format)
-    with _server(settings) as server:
+    with _bind(settings) as address, _server(settings) as server:  # in this order: the second may take long
         try:
             prepare_server(server, settings, say)
         except ServerUnreachable as exc:
@@ -125,9 +123,12 @@ def _start(settings: Settings, *, reload: bool) -> None:
             server_header=False,
             proxy_headers=False,  # http/operator.py asks who is there, and not who says to be
         )
-        sockets = _listen(address, settings)
+        sockets = _listen(address, config, settings)
         if settings.workers > 1:
-            Supervisor(config, sockets).run()
+            supervisor = Supervisor(config, sockets)
+            supervisor.run()
+            if any(each.exitcode == FAILED for each in supervisor.processes):
+                sys.exit(FAILED)
         elif reload:
             ChangeReload(config, uvicorn.Server(config).run, sockets).run()
         else:
@@ -141,13 +142,15 @@ def _bind(settings: Settings) -> socket.socket:
         family, kind, protocol, _, address = min(found, key=itemgetter(0))  # IPv4 when there are both, as for localhost
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # or :: would take IPv4 too, whose clients seem to come from elsewhere
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         bound.bind(address)
         return bound
 
 
-def _listen(bound: socket.socket, settings: Settings) -> list[socket.socket]:
+def _listen(bound: socket.socket, config: uvicorn.Config, settings: Settings) -> list[socket.socket]:
     with _address_is_told(settings):
-        bound.listen(BACKLOG)  # who comes before all has started waits for it
+        bound.listen(config.backlog)  # who comes before all has started waits for it
     host, port = bound.getsockname()[:2]
     logger.info("running on http://%s:%d (Ctrl-C stops it)", f"[{host}]" if ":" in host else host, port)
     accepts = ACCEPTS if settings.workers == 1 else ACCEPTS_SHARED
