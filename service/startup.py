@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 RETRY = 0.5  # seconds: a service that waits for its database serves within a second of its arrival
 
+# Seconds before a worker serves, though the database has not answered: /livez, and that it is starting.
+PATIENCE = 2.0
+
 # A refused connection carries no SQLSTATE. These are mistakes that waiting does not mend.
 MISTAKES = (
     "authentication failed",
@@ -89,9 +92,9 @@ class Startup:
         self._told = ""
 
     def begin(self) -> None:
-        """Try once, and go on trying in the background."""
+        """Try once, for PATIENCE seconds at the most, and go on trying in the background."""
         threading.Thread(target=self._run, name="startup", daemon=True).start()
-        self._tried.wait()
+        self._tried.wait(PATIENCE)
 
     def stop(self) -> None:
         """Try no more, and do not wait for a try that takes long, behind another process's lock, say."""
