@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class Chronicle:
         self.trouble = ""
         self._content: Json = {}
         self._lock = -1
+        self._busy = threading.Lock()  # a write goes on when its task was cancelled
         self._path = Path()
 
     def open(self, folder: Path) -> None:
@@ -39,11 +41,18 @@ class Chronicle:
 
     def close(self) -> None:
         """Leave it to another worker."""
-        self.ours = False
-        os.close(self._lock)
+        with self._busy:
+            self.ours = False
+            os.close(self._lock)
+            self._lock = -1
 
     def write(self) -> None:
         """Add a point, when it is ours to write."""
+        with self._busy:
+            if self._lock >= 0:
+                self._write()
+
+    def _write(self) -> None:
         if not self.ours:
             if not locked(self._lock, fcntl.LOCK_EX):
                 return

@@ -171,10 +171,10 @@ class Protocol(HttpToolsProtocol):
         )
 
     def _make_room(self) -> None:
-        """Close those that are idle for longest; this one, when nobody else is."""
+        """Close those that are idle for longest: this one, when nobody else is."""
         idle = [each for each in self.connections if isinstance(each, Protocol) and each._idle]  # noqa: SLF001
         idle.sort(key=attrgetter("_since"))
-        for each in idle[: 1 + len(idle) // clients.SHARE] or [self]:
+        for each in idle[: 1 + len(idle) // clients.SHARE]:
             self._evict(each)
 
     def _evict(self, other: "Protocol") -> None:
