@@ -29,7 +29,7 @@ def checkout() -> Iterator[Checkout]:
     ],
 )
 def test_a_malformed_url_stops_the_start_without_showing_its_password(checkout: Checkout, url: str) -> None:
-    started = checkout.run("serve", {"DATABASE_URL": url}, timeout=5)
+    started = checkout.run("serve", {"DATABASE_URL": url}, timeout=30)
     assert SECRET not in started.stdout + started.stderr
     assert "Traceback" not in started.stderr
     assert started.returncode == 2, started.stderr

@@ -4,6 +4,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,7 @@ import pytest
 from tests.checkout import Checkout, copied, descendants, gone, workers
 from tests.polling import until
 from tests.postgres import Cluster, TestDatabase, free_port, installed
-from tests.process import Service
+from tests.process import CHECKOUT, Service, environment
 
 EVE = {"id": 7, "fname": "Eve", "lname": "Moneypenny", "email": "eve@example.com", "password": "correct horse"}
 
@@ -190,3 +192,27 @@ def test_it_can_be_stopped_while_it_waits_for_its_database(checkout: Checkout, h
         assert "Traceback" not in service.log
     finally:
         service.stop(signal.SIGKILL)
+
+
+def test_while_its_database_is_silent_it_lives_and_says_that_it_is_starting() -> None:
+    uvicorn = "-m uvicorn --factory service.app:create_app --port 0 --http service.http.protocol:Protocol"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = {"DATABASE_HOSTNAME": "127.0.0.1", "DATABASE_PORT": str(silent.getsockname()[1])}
+        settings = {**address, "DATABASE_NAME": "x", "DATABASE_USERNAME": "x", "CONNECT_TIMEOUT": "60"}
+        service = Service(settings, argv=[sys.executable, *uvicorn.split()])
+        try:
+            assert httpx.get(f"{service.url}/livez").status_code == 200
+            answer = httpx.get(f"{service.url}/readyz")
+            assert (answer.status_code, "starting" in answer.text) == (503, True), answer.text
+            assert httpx.get(f"{service.url}/users").json()["code"] == "database-unavailable"
+        finally:
+            service.stop()
+
+
+def test_workers_that_cannot_start_stop_the_service_with_an_exit_status_that_says_so(database: TestDatabase) -> None:
+    """Here, because they may write no file: no metrics for all workers."""
+    command = ["sh", "-c", f"ulimit -f 0; exec {sys.executable} -m service serve"]
+    env = environment({**database.environment, "PORT": "0", "WORKERS": "2"})
+    ended = subprocess.run(command, check=False, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 3, ended.stdout
+    assert "failed to start" in ended.stdout
