@@ -128,6 +128,7 @@ class Database:
         self._preamble = ""
         self._connected = 0  # how often
         self._counting = threading.Lock()
+        self._closed = threading.Event()
         self._pool: ConnectionPool[PooledConnection] | None = None
 
     def open(self, session: Session) -> None:
@@ -153,6 +154,7 @@ class Database:
             reconnect_timeout=RECONNECT_TIMEOUT,
         )
         self._watchdog.start()
+        threading.Thread(target=self._refill, args=(self._pool,), name="refill", daemon=True).start()
 
     def connections(self) -> tuple[int, int, int]:
         """Return how many are open, how many were lent at once since this was last asked, how many threads wait."""
@@ -166,6 +168,7 @@ class Database:
 
     def close(self) -> None:
         """Close every connection; one that is lent is closed when it comes back."""
+        self._closed.set()
         self._watchdog.stop()
         if self._pool:
             self._pool.close()
@@ -190,6 +193,15 @@ class Database:
         with lent as conn, conn.transaction():
             conn.execute(self._preamble.encode())
             yield conn
+
+    def _refill(self, pool: ConnectionPool[PooledConnection]) -> None:
+        """Connect again where the pool has given up: by itself it does so only when a request finds no connection.
+
+        A worker that was asked for nothing had none after an outage, and with a limit that was lifted too few.
+        """
+        while not self._closed.wait(RECONNECT_TIMEOUT):
+            with pool._lock:  # noqa: SLF001 - resize() is public, and can make more connections than there may be
+                pool._maybe_grow_pool()  # noqa: SLF001 - nothing when it is full, or growing
 
     def _opened(self, _conn: PooledConnection) -> None:
         with self._counting:

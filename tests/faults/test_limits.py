@@ -16,6 +16,7 @@ from tests.faults.sessions import locked, sessions, terminate, waiting
 from tests.polling import until
 from tests.postgres import PASSWORD, Cluster, TestDatabase, installed
 from tests.process import Service
+from tests.scrape import counted
 
 THREADS = 8  # and connections: the default
 CONNECTIONS, RESERVED = 20, 3  # of a small server, and of those for superusers
@@ -123,6 +124,18 @@ def test_a_connection_limit_of_the_role_lowered_at_run_time_is_lived_with(
     assert set(load.statuses()) <= {200, 201, 503}
     assert load.first(200, back) < 1
     assert longest < 2 + 0.5
+
+
+def test_connections_that_were_kept_out_are_made_as_soon_as_they_may_be_though_nobody_asks(
+    service: Service, database: TestDatabase
+) -> None:
+    with database.as_superuser() as conn:
+        conn.execute(f"ALTER ROLE {database.name} CONNECTION LIMIT 3")
+        terminate(database)
+        until(lambda: service.client.get("/users").status_code == 200, "what is left serves")
+        until(lambda: counted(service, "db_client_connection_count") <= 4, "the others are given up")
+        conn.execute(f"ALTER ROLE {database.name} CONNECTION LIMIT -1")
+    until(lambda: len(sessions(database)) == THREADS, "every connection is there again")
 
 
 @pytest.fixture
