@@ -157,7 +157,7 @@ function drawWorkers(workers, now) {
 // --- Plots ---
 
 const HEIGHT = 172;
-const EDGE = { top: 26, right: 6, bottom: 22, left: 46 };
+const EDGE = { top: 26, right: 6, bottom: 22, left: 54 };
 const SPAN = 120; // seconds
 
 // A scale has its ticks, and tells how high a value is, from 0 at the bottom to 1.
