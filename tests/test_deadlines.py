@@ -136,7 +136,7 @@ def test_every_request_ends_by_its_deadline_and_the_process_lives_on(service: Se
 def test_a_server_that_goes_on_is_used_again(service: Service, own_cluster: Cluster) -> None:
     with frozen(own_cluster):
         statuses = {status for status, *_ in at_once([partial(timed, partial(service.client.get, "/users/1"))] * 4)}
-        assert statuses == {504}
+        assert statuses in ({504}, {503, 504}), "the census of /pool may hold one of the four connections"
     began = time.monotonic()
     until(lambda: service.client.get("/users/1").status_code == 200, "a request is served")
     took = time.monotonic() - began
