@@ -32,8 +32,8 @@ OUTAGE_PATIENCE = 1.0
 LEAST_PATIENCE = 0.05
 
 # psycopg_pool doubles its delay between attempts to connect until, after so many seconds, it gives up; the next
-# request then starts afresh. At its default of 300 s a pool came back 46 s late from an outage of 70 s; at 3 s,
-# up to 1.1 s late under load; at 0.5 s, 0.07 s.
+# request, or `_refill`, then starts afresh. At its default of 300 s a pool came back 46 s late from an outage of
+# 70 s; at 3 s, up to 1.1 s late under load; at 0.5 s, 0.07 s.
 RECONNECT_TIMEOUT = 0.5
 
 
