@@ -102,9 +102,9 @@ def test_every_error_of_an_operation_is_documented_with_an_example(
         content = answer["content"]["application/problem+json"]
         assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
         assert content["examples"]
-        for code, example in content["examples"].items():
+        for title, example in content["examples"].items():
             problem = example["value"]
-            assert (problem["status"], problem["code"]) == (int(status), code)
+            assert (problem["status"], problem["title"]) == (int(status), title)
             assert set(problem) - {"errors", "failed"} == MEMBERS
 
 

@@ -114,7 +114,7 @@ def test_a_statement_that_runs_too_long_is_stopped_and_undone(impatient: Service
         """)
         response = impatient.client.post("/users", json=user)
         conn.execute("DROP FUNCTION slow CASCADE")
-    is_problem(response, 504, "deadline-exceeded")
+    assert "Nothing was done" in is_problem(response, 504, "deadline-exceeded")["detail"]
     assert 1.5 <= response.elapsed.total_seconds() < 2
     assert impatient.client.get("/users", params={"email": user["email"]}).json() == []
 
@@ -127,7 +127,7 @@ def test_a_request_on_a_frozen_server_ends_at_its_deadline(impatient: Service, d
         response = impatient.client.get("/users")
     finally:
         os.kill(pid, signal.SIGCONT)
-    is_problem(response, 504, "deadline-exceeded")
+    assert "may or may not" in is_problem(response, 504, "deadline-exceeded")["detail"]
     assert 1.9 <= response.elapsed.total_seconds() < 3
     serves_again(impatient)
 
@@ -137,7 +137,7 @@ def test_a_connection_that_breaks_in_use_is_told_as_an_outage(impatient: Service
         response = threads.submit(impatient.client.post, "/users", json=new_user())
         until(lambda: admin.execute(WAITERS, (database.name,)).fetchall(), "the request waits for the table")
         admin.execute(END_SESSIONS, (database.name,))
-        is_problem(response.result(), 503, "database-unavailable")
+        assert "may or may not" in is_problem(response.result(), 503, "database-unavailable")["detail"]
     serves_again(impatient)
 
 

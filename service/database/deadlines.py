@@ -33,7 +33,11 @@ def time_left(seconds: float) -> float:
 
 
 class DeadlineExceeded(Exception):
-    """The request ran out of time while it held a connection, or before it could borrow one."""
+    """The request ran out of time. Nothing was done: PostgreSQL stopped its statement, or never had it."""
+
+
+class ConnectionCut(DeadlineExceeded):
+    """The connection was cut at the request's deadline: its statement may have been carried out."""
 
 
 @dataclass(eq=False, slots=True)

@@ -17,7 +17,7 @@ from psycopg import Connection, Cursor, Error, OperationalError, errors
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
-from service.database.deadlines import DeadlineExceeded, Watchdog, time_left
+from service.database.deadlines import ConnectionCut, DeadlineExceeded, Watchdog, time_left
 from service.database.sessions import Session
 from service.settings import SettingsError
 from service.telemetry import metrics, traces
@@ -42,11 +42,11 @@ GOODBYES = (errors.AdminShutdown, errors.CrashShutdown, errors.CannotConnectNow,
 
 
 class DatabaseUnavailable(Exception):
-    """No connection can be had, or the one in use broke."""
+    """No connection can be had, or the server cannot carry out a statement. Nothing was done."""
 
 
 class ConnectionBroke(DatabaseUnavailable):
-    """The connection broke under a statement, which may or may not have been carried out."""
+    """The connection broke under a statement, which may have been carried out."""
 
 
 class TooManyConnections(DatabaseUnavailable):
@@ -180,7 +180,8 @@ class Database:
 
         Costs no round trip, and the connection comes back whatever happens. Here the driver's errors become
         the service's. Raises DatabaseUnavailable when there is none to lend, ConnectionBroke when the one lent
-        breaks, and DeadlineExceeded when a statement, or the request, runs out of time.
+        breaks, DeadlineExceeded when a statement, or the request, runs out of time, and ConnectionCut when it had
+        to be cut for that.
         """
         if self._pool is None:
             raise DatabaseUnavailable("not connected yet")
@@ -281,7 +282,7 @@ class _Lent:
         if not isinstance(exc, OperationalError):
             return None
         if self._loan.cut:
-            return DeadlineExceeded("the connection was cut at the request's deadline")
+            return ConnectionCut("the connection was cut at the request's deadline")
         if isinstance(exc, (errors.QueryCanceled, errors.LockNotAvailable)):
             return DeadlineExceeded("the statement ran past its limit")
         if self._conn.closed or isinstance(exc, GOODBYES):

@@ -55,7 +55,7 @@ def answers(table: Table, *codes: str) -> dict[int | str, dict[str, Any]]:
         response = responses.setdefault(problem.status, {"description": problem.title, "content": {MEDIA_TYPE: {}}})
         content = response["content"][MEDIA_TYPE]
         content["schema"] = {"$ref": "#/components/schemas/Problem"}
-        content.setdefault("examples", {}).setdefault(problem.code, {"value": _example(problem)})
+        content.setdefault("examples", {})[problem.title] = {"value": _example(problem)}
     return responses
 
 

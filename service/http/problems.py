@@ -15,8 +15,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
-from service.database.deadlines import DeadlineExceeded
-from service.database.pool import DatabaseUnavailable, TooManyConnections
+from service.database.deadlines import ConnectionCut, DeadlineExceeded
+from service.database.pool import ConnectionBroke, DatabaseUnavailable, TooManyConnections
 from service.http.bodies import BodyTooLarge, BodyTooSlow, MalformedJson, UnsupportedMediaType
 from service.http.threads import Overloaded
 from service.telemetry import metrics
@@ -25,6 +25,8 @@ from service.telemetry.record import RECORD
 MEDIA_TYPE = "application/problem+json"
 ERRORS_SHOWN = 20  # of a 422: a body of ten thousand unknown fields gets no answer ten times its size
 NAME_SHOWN = 100  # characters of a field's name, likewise
+
+UNDECIDED = "A change may or may not have been made: read before you send it again"
 
 AGAIN = {"Retry-After": "1"}  # seconds: an outage or a full queue may be over by then, and 1 is the least
 
@@ -74,8 +76,7 @@ HEAD_TOO_LARGE = Problem(
 
 STOPPING = Problem(
     "stopping", 503, "The service is being stopped",
-    "A change may or may not have been made: read before you send it again, after the seconds in Retry-After.",
-    {**AGAIN, "Connection": "close"},
+    f"{UNDECIDED}, after the seconds in Retry-After.", {**AGAIN, "Connection": "close"},
 )  # fmt: skip
 
 PROBLEMS: Table = {
@@ -113,17 +114,25 @@ PROBLEMS: Table = {
     ),
     DatabaseUnavailable: Problem(
         "database-unavailable", 503, "The database cannot serve this now",
-        "The connection broke, there is none, or the server could not carry it out."
+        "Nothing was done: the database cannot be reached, or could not carry it out."
         " Try again after the seconds in Retry-After.", AGAIN,
     ),
     TooManyConnections: Problem(
         "database-unavailable", 503, "The database has no connection left",
-        "The database is up and has reached its limit of connections (max_connections, or the role's own)."
-        " Try again after the seconds in Retry-After.", AGAIN,
+        "Nothing was done: the database is up and has reached its limit of connections (max_connections, or the"
+        " role's own). Try again after the seconds in Retry-After.", AGAIN,
+    ),
+    ConnectionBroke: Problem(
+        "database-unavailable", 503, "The connection to the database broke",
+        f"{UNDECIDED}, after the seconds in Retry-After.", AGAIN,
     ),
     DeadlineExceeded: Problem(
         "deadline-exceeded", 504, "The request took too long",
-        "It was stopped at its limit. A change may or may not have been made: read before you send it again.",
+        "Nothing was done: it was stopped at its limit. Try again.",
+    ),
+    ConnectionCut: Problem(
+        "deadline-exceeded", 504, "The database did not answer in time",
+        f"{UNDECIDED}.",
     ),
     Exception: Problem(
         "internal-error", 500, "Something went wrong here",

@@ -12,9 +12,8 @@ import httpx
 from tests.polling import until
 from tests.postgres import TestDatabase
 
-# A write with such an answer may have been carried out: the connection broke, or was cut, under it.
-UNDECIDED = {"database-unavailable", "deadline-exceeded"}
-
+# What an error says in its detail, unless the connection broke, or was cut, under the write.
+NOTHING = "Nothing was done"
 
 # Seconds between a client's requests: without them all cores are busy hashing, and what is late is late for that.
 THINKS = 0.01
@@ -29,6 +28,7 @@ class Answer:
     ended: float
     status: int  # 0: the connection to the service itself failed
     code: str
+    detail: str
 
     @property
     def seconds(self) -> float:
@@ -43,7 +43,7 @@ class Load:
     clients: int = 8
     answers: list[Answer] = field(default_factory=list)
     created: set[int] = field(default_factory=set)  # acknowledged
-    refused: set[int] = field(default_factory=set)  # an error that says: nothing was done
+    refused: set[int] = field(default_factory=set)  # with NOTHING
     undecided: set[int] = field(default_factory=set)
     under_way: dict[int, float] = field(default_factory=dict)  # when the request began that each thread waits for
 
@@ -106,10 +106,8 @@ class Load:
         answer = self._send(client, "POST", "/users", user)
         if answer.status == 201:
             self.created.add(user_id)
-        elif answer.code in UNDECIDED or not answer.status:
-            self.undecided.add(user_id)
         else:
-            self.refused.add(user_id)
+            (self.refused if NOTHING in answer.detail else self.undecided).add(user_id)
         return answer.status == 201
 
     def _send(self, client: httpx.Client, method: str, path: str, body: Any = None) -> Answer:
@@ -117,10 +115,11 @@ class Load:
         try:
             response = client.request(method, path, json=body)
         except httpx.TransportError as exc:
-            answer = Answer(method, began, time.monotonic(), 0, type(exc).__name__)
+            answer = Answer(method, began, time.monotonic(), 0, type(exc).__name__, "")
         else:
-            code = response.json()["code"] if response.status_code >= 400 else ""
-            answer = Answer(method, began, time.monotonic(), response.status_code, code)
+            problem = response.json() if response.status_code >= 400 else {"code": "", "detail": ""}
+            ended = time.monotonic()
+            answer = Answer(method, began, ended, response.status_code, problem["code"], problem["detail"])
         self.answers.append(answer)
         del self.under_way[threading.get_ident()]
         self._stopped.wait(THINKS)
