@@ -2,15 +2,17 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
+from psycopg import OperationalError
 
+from service.users.passwords import NOBODY
 from tests.polling import until
 from tests.postgres import Cluster, TestDatabase
 from tests.problems import is_problem
 from tests.process import Service
-from tests.users import new_user
+from tests.users import create, new_user
 
 IMPATIENT = {
     "WORKER_THREADS": "1",
@@ -132,6 +134,21 @@ def test_a_request_on_a_frozen_server_ends_at_its_deadline(impatient: Service, d
     serves_again(impatient)
 
 
+def test_a_password_that_takes_too_long_to_check_is_given_up_at_the_deadline(
+    impatient: Service, database: TestDatabase
+) -> None:
+    """Its hash may be a costly one from elsewhere; or all cores are busy, and hashing stands back."""
+    user = create(impatient.client, fname="Costly")
+    costly = NOBODY.replace("t=2,", "t=400,")  # 4 s of a core
+    with database.connect() as conn:
+        conn.execute('UPDATE "user" SET password_hash = %s WHERE id = %s', (costly, user["id"]))
+    credentials = {"email": user["email"], "password": "correct horse"}
+    response = impatient.client.post("/users/authenticate", json=credentials)
+    assert "Nothing was done" in is_problem(response, 504, "deadline-exceeded")["detail"]
+    assert 1.9 <= response.elapsed.total_seconds() < 2.5
+    serves_again(impatient)
+
+
 def test_a_connection_that_breaks_in_use_is_told_as_an_outage(impatient: Service, database: TestDatabase) -> None:
     with database.as_superuser() as admin, ThreadPoolExecutor() as threads, table_locked(database):
         response = threads.submit(impatient.client.post, "/users", json=new_user())
@@ -152,10 +169,17 @@ def test_a_server_without_a_connection_left_is_told_from_an_outage(
 ) -> None:
     serves_again(own_service)
     with ExitStack() as stack:
-        admin = stack.enter_context(own_database.as_superuser())
+        admin, *_ = [stack.enter_context(own_database.as_superuser()) for _ in range(others - 1)]
+
+        def last_taken() -> bool:  # or the service has it again: it looks now and then how the database is
+            admin.execute(END_SESSIONS, (own_database.name,))
+            with suppress(OperationalError):
+                stack.enter_context(own_database.as_superuser())
+                return True
+            return False
+
+        until(last_taken, "others have every connection")
         admin.execute(END_SESSIONS, (own_database.name,))
-        for _ in range(others - 1):
-            stack.enter_context(own_database.as_superuser())
         no_connection_left(own_service)
     serves_again(own_service)
 

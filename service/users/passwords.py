@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,6 +12,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from service.affinity import leave_the_core
+from service.database.deadlines import DeadlineExceeded, time_left
 
 T = TypeVar("T")
 
@@ -26,8 +28,8 @@ NOBODY = "$argon2id$v=19$m=19456,t=2,p=1$JVaaRw1TGs6dKNDtr74+TA$bQga5WV1dq5+WHhm
 
 
 def hash_password(password: str) -> str:
-    """Return the hash to store, its parameters inside it. Costs 19 ms of one core."""
-    return _threads.submit(_anywhere, _hasher.hash, password).result()
+    """Return the hash to store, its parameters inside it. Costs 19 ms of one core. Raises DeadlineExceeded."""
+    return _by_the_deadline(_hasher.hash, password)
 
 
 def hash_passwords(passwords: Iterable[str]) -> list[str]:
@@ -36,9 +38,9 @@ def hash_passwords(passwords: Iterable[str]) -> list[str]:
 
 
 def is_password(password: str, stored: str) -> bool:
-    """Tell whether `stored` is the hash of `password`. Costs 19 ms of one core."""
+    """Tell whether `stored` is the hash of `password`. Costs 19 ms of one core. Raises DeadlineExceeded."""
     try:
-        return _threads.submit(_anywhere, _hasher.verify, stored, password).result()
+        return _by_the_deadline(_hasher.verify, stored, password)
     except (VerificationError, InvalidHashError):
         return False
 
@@ -57,6 +59,16 @@ def cores(workers: int) -> int:
 def _stand_back() -> None:
     if sys.platform == "linux":  # where this is said of a thread
         os.nice(NICE)
+
+
+def _by_the_deadline(work: Callable[..., T], *arguments: str) -> T:
+    """Carry out `work`, and wait for it as long as the request may: a core may be had late, and a hash be costly."""
+    result = _threads.submit(_anywhere, work, *arguments)
+    try:
+        return result.result(time_left(threading.TIMEOUT_MAX))
+    except TimeoutError:
+        result.cancel()  # if it has not begun; once begun, it cannot be stopped
+        raise DeadlineExceeded("the password took until the request's deadline") from None
 
 
 def _anywhere(work: Callable[..., T], *arguments: str) -> T:

@@ -129,10 +129,10 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
         if not is_password(credentials.password, stored) or not user_id:
             raise WrongCredentials
         if is_outdated(stored):
-            fresh = hash_password(credentials.password)
-            # The password is right, whatever becomes of this.
-            with suppress(DatabaseUnavailable, DeadlineExceeded), database.connection() as conn:
-                queries.update_outdated_hash(conn, user_id, stored, fresh)
+            with suppress(DatabaseUnavailable, DeadlineExceeded):  # the password is right, whatever becomes of this
+                fresh = hash_password(credentials.password)
+                with database.connection() as conn:
+                    queries.update_outdated_hash(conn, user_id, stored, fresh)
         return _json(found)
 
     return router
