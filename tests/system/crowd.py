@@ -54,17 +54,14 @@ def crowd(url: str, size: int, seconds: float) -> Crowd:
 
 async def _crowd(url: str, size: int, seconds: float) -> Crowd:
     found = Crowd(seconds=seconds)
-    host, port = str(urlsplit(url).hostname), int(urlsplit(url).port or 0)
     loop = asyncio.get_running_loop()
     ramp = 2.0
     counted = loop.time() + ramp
     until = counted + seconds
-    clients = [
-        (await loop.create_connection(lambda: _Client(found.answers, counted), host, port))[1] for _ in range(size)
-    ]
+    clients = [await _connected(url, _Client(found.answers, counted)) for _ in range(size)]
     for number, client in enumerate(clients):
         loop.call_later(random.random() * ramp / 2 if number else 0, client.send)
-    _, probe = await loop.create_connection(lambda: _Client({}, counted, b"/livez", once=True), host, port)
+    probe = await _connected(url, _Client({}, counted, b"/livez", once=True))
     while loop.time() < until:
         began = time.perf_counter()
         probe.send()
@@ -87,19 +84,24 @@ def newcomers(url: str, rate: float, seconds: float) -> list[float]:
 
 
 async def _newcomers(url: str, rate: float, seconds: float) -> list[float]:
-    host, port = str(urlsplit(url).hostname), int(urlsplit(url).port or 0)
     loop = asyncio.get_running_loop()
 
     async def come(after: float) -> float:
         await asyncio.sleep(after)
         began = time.perf_counter()
-        _, client = await loop.create_connection(lambda: _Client({}, loop.time(), once=True), host, port)
+        client = await _connected(url, _Client({}, loop.time(), once=True))
         client.send()
         await client.answered.wait()
         client.leave()
         return time.perf_counter() - began
 
     return await asyncio.gather(*(come(number / rate) for number in range(int(rate * seconds))))
+
+
+async def _connected(url: str, client: "_Client") -> "_Client":
+    there = urlsplit(url)
+    await asyncio.get_running_loop().create_connection(lambda: client, there.hostname or "", there.port or 0)
+    return client
 
 
 class _Client(asyncio.Protocol):
