@@ -3,9 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from operator import attrgetter
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,11 +33,6 @@ class Answer:
     @property
     def seconds(self) -> float:
         return self.ended - self.began
-
-
-def slowest_but_creations(answers: Iterable[Answer]) -> Answer:
-    """Return the answer that took longest; creations hash first, which takes as long as others want the cores."""
-    return max((answer for answer in answers if answer.method != "POST"), key=attrgetter("seconds"))
 
 
 @dataclass

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.faults.conftest import SHORT
-from tests.faults.load import Load, slowest_but_creations
+from tests.faults.load import Load
 from tests.faults.sessions import locked, sessions, waiting
 from tests.polling import until
 from tests.postgres import Cluster, TestDatabase, installed
@@ -102,12 +102,13 @@ def test_a_black_hole_that_lasts_holds_no_request_and_is_over_within_two_seconds
     load.reconcile(database)
     until(lambda: list(sessions(database).values()) == ["idle"] * THREADS, "PostgreSQL's side is clean")
     later = [answer for answer in load.answers if answer.began > began + KNOWN and answer.ended < back]
-    slowest = slowest_but_creations(later)
-    told = f"{len(later)} refused, reads and changes in {slowest.seconds:.2f} s at most"
+    seconds = sorted(answer.seconds for answer in later)
+    most = seconds[len(seconds) * 9 // 10]  # not all: a machine that is busy with other suites stalls a few at a time
+    told = f"{len(later)} refused, nine of ten within {most:.2f} s"
     tell(f"black hole of {LONGER_THAN_TCP:g} s: {summary(load, back)}; {told}")
     assert max(answer.seconds for answer in load.answers) < DEADLINE + 0.5
     assert {(answer.status, answer.code) for answer in later} == {(503, "database-unavailable")}
-    assert slowest.seconds < 0.5, f"in an outage that lasts, each thread is held for a moment only: {slowest}"
+    assert most < 0.25, "in an outage that lasts, each thread is held for a moment only"
     assert set(load.statuses()) <= {200, 201, 503, 504}
     assert set(load.statuses(back + 2, "GET")) == {200}
 
