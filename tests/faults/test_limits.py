@@ -234,6 +234,7 @@ def test_while_the_table_is_locked_every_request_is_ended_by_the_lock_timeout(
     assert set(seen) <= {(504, "deadline-exceeded"), (503, "overloaded")}, "503: a creation that waited for a core"
     assert set(reads) == {504}
     assert longest < 2, "the request's deadline, which the lock timeout comes before"
+    assert max(each.seconds for each in load.answers) < 2 + 0.5, "which ends a creation that waits for a core, too"
 
 
 def test_a_row_held_by_a_long_statement_of_another_session_costs_its_writers_only(
