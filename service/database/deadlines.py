@@ -103,7 +103,7 @@ class Watchdog:
         """Return since when each connection in use is held, and by which route, the longest first."""
         with self._lock:
             loans = [(loan.since, loan.context.get(RECORD)) for loan in self._loans]
-        return sorted((since, f"{record.method} {record.route}" if record else "") for since, record in loans)
+        return sorted((since, record.name if record else "") for since, record in loans)
 
     def _run(self) -> None:
         while not self._stopped.wait(TICK):
@@ -147,4 +147,4 @@ def _report(loan: Loan, now: float) -> None:
         where = "its request has been answered: it was never given back"  # and the thread does something else by now
     else:
         where = "".join(traceback.format_stack(frame)) if frame else "the thread has ended"
-    logger.warning("connection held for %.1f s by %s %s:\n%s", now - loan.since, record.method, record.route, where)
+    logger.warning("connection held for %.1f s by %s:\n%s", now - loan.since, record.name, where)

@@ -37,6 +37,11 @@ class Record:
         self.started = started or time.monotonic()
         self.duration = 0.0
 
+    @property
+    def name(self) -> str:
+        """What it is, as `GET /users/{user_id}`; one word where it is nobody's request."""
+        return f"{self.method} {self.route}".strip()
+
     def end(self) -> None:
         """End now."""
         self.duration = time.monotonic() - self.started
