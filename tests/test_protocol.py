@@ -194,9 +194,10 @@ def test_a_request_that_has_begun_to_come_behind_another_is_answered_when_it_is_
         peer.sendall(whole + whole[:cut])
         received = peer.recv(65536)  # both answers, perhaps, when both requests are whole
         peer.sendall(whole[cut:])
-        while received.count(b"HTTP/1.1 200 ") < 2:
+        while received.count(b"HTTP/1.1 ") < 2:
             received += (part := peer.recv(65536))
             assert part, received
+    assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200"] * 2
 
 
 @pytest.mark.parametrize("behind", [b"GET / HTTP/1.1\r\nX-Long: " + b"x" * 70_000, b"garbage\r\n\r\n"])

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 
 from service.telemetry.board import BOARD, Row
-from service.telemetry.record import Record
+from service.telemetry.record import Record, name_of
 
 # Seconds: four to each power of ten, from 10 µs to 10 s.
 BOUNDS = tuple(round(10 ** (exponent / 4), 8) for exponent in range(-20, 5))
@@ -158,7 +158,7 @@ def declare(routes: Iterable[tuple[str, Sequence[str]]]) -> None:
         for method in METHODS:
             common = method in takes or (method == "HEAD" and "GET" in takes) or not route
             if common:
-                ROUTES.setdefault(f"{method} {route}", len(ROUTES))
+                ROUTES.setdefault(name_of(method, route), len(ROUTES))
             statuses = map(str, STATUSES) if common else ("405",)
             REQUESTS.extend((route, method, status) for status in (*statuses, "other"))
 

@@ -4,6 +4,11 @@ import time
 from contextvars import ContextVar
 
 
+def name_of(method: str, route: str) -> str:
+    """Return what a request is called, as `GET /users/{user_id}`; one word where it has no route."""
+    return f"{method} {route}".strip()
+
+
 class Record:
     """One request. Times are seconds; one that stays None did not come about."""
 
@@ -39,8 +44,8 @@ class Record:
 
     @property
     def name(self) -> str:
-        """What it is, as `GET /users/{user_id}`; one word where it is nobody's request."""
-        return f"{self.method} {self.route}".strip()
+        """What it is called in the log and at /pool."""
+        return name_of(self.method, self.route)
 
     def end(self) -> None:
         """End now."""

@@ -289,7 +289,7 @@ function drawHolders(holders) {
   const table = byId("holders").querySelector("table");
   const more = holders.length - HOLDERS;
   each(table.tBodies[0], holders.slice(0, HOLDERS), () => withParts(html("tr"), "td", "td", "td"), (row, holder) => {
-    write(row.cells[0], holder.route.trim() || "the service itself");
+    write(row.cells[0], holder.route || "the service itself");
     write(row.cells[1], `${holder.worker}`);
     write(row.cells[2], duration(holder.seconds));
   });
