@@ -23,6 +23,7 @@ from service.database import embedded
 from service.database.budget import ServerUnfit
 from service.database.embedded import EmbeddedError
 from service.database.schema import SchemaError
+from service.http import clients
 from service.settings import Settings, SettingsError
 from service.startup import ServerRefused, ServerUnreachable, inspect_server, prepare_server
 from service.supervisor import Supervisor
@@ -142,6 +143,7 @@ def _bind(settings: Settings) -> socket.socket:
         family, kind, protocol, _, address = min(found, key=itemgetter(0))  # IPv4 when there are both, as for localhost
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        clients.limit_buffers(bound)
         if family == socket.AF_INET6:  # or :: would take IPv4 too, whose clients seem to come from elsewhere
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         bound.bind(address)

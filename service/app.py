@@ -23,22 +23,23 @@ from service.database import embedded
 from service.database.deadlines import Watchdog
 from service.database.pool import Database
 from service.http import docs, health, operator
-from service.http.admission import Admission, places
-from service.http.clients import room
+from service.http.admission import Admission, thread_admission
+from service.http.backoff import Backoff
+from service.http.clients import max_clients
 from service.http.cors import Cors
-from service.http.gate import admitted
+from service.http.early_queue import EarlyQueue
+from service.http.endpoint import Resources, endpoint_route
 from service.http.health import Readiness
 from service.http.middleware import BugMiddleware, RequestMiddleware
 from service.http.problems import PROBLEMS, install
 from service.http.threads import Threads
-from service.http.unread import Unread
 from service.settings import Settings
 from service.startup import Startup
 from service.status import Parts, Status
 from service.telemetry import metrics, traces
 from service.users import routes as users
 from service.users.errors import USER_PROBLEMS
-from service.users.passwords import cores
+from service.users.passwords import HASHES_PER_SECOND, cores
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +57,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     # Threads = connections: one number, two uses. Everything else waits in `queue`, on the event loop.
     threads = Threads(settings.worker_threads)
-    queue = places(threads, queue_length=settings.queue_length, queue_wait=settings.queue_wait)
+    queue = thread_admission(threads, queue_length=settings.queue_length, queue_wait=settings.queue_wait)
     at_once = cores(settings.workers)
     hashing = Admission(
         at_once,
-        ready=int(at_once + 1 < threads.size),  # one more is at hand, where that leaves a thread to all else
+        backlog=int(at_once + 1 < threads.size),  # one more is at hand, where that leaves a thread to all else
         name="hashing",
-        queue_length=settings.queue_length,
+        queue_length=min(settings.queue_length, int(at_once * HASHES_PER_SECOND * settings.queue_wait)),
         queue_wait=settings.queue_wait,
     )
     database = Database(size=threads.size, watchdog=Watchdog(leak_threshold=settings.leak_threshold))
@@ -84,7 +85,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             _spare_the_collector()
             await stack.enter_async_context(threads.running())
             await stack.enter_async_context(status.telling())
-            yield {"unread": Unread(queue, app.routes), "room": room(threads.size)}  # for http/protocol.py
+            yield {  # for http/protocol.py
+                "early_queue": EarlyQueue(queue, app.routes),
+                "refused_backoff": Backoff(rate=500, pause=1, has_room=lambda: bool(queue.free and hashing.free)),
+                "cheap_backoff": Backoff(rate=1000, pause=0, has_room=lambda: not queue.in_flight),
+                "max_clients": max_clients(threads.size),
+            }
 
     app = FastAPI(
         title="Users",
@@ -102,7 +108,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.add_middleware(Cors, origins=settings.allowed_origins)
     app.add_middleware(RequestMiddleware, max_body_size=settings.max_body_size)
 
-    route_class = admitted(threads, queue, hashing, deadline=settings.request_deadline, hashes=users.hashes)
+    route_class = endpoint_route(Resources(threads, queue, hashing, users.hashes, settings.request_deadline))
     for router in (
         users.routes(database, route_class),  # another resource: one more line here
         health.routes(readiness, threads, database),

@@ -78,7 +78,13 @@ class Settings(BaseModel):
 
     # Rare: limits. Each timeout ends before the next longer one, so that the cause is what is reported:
     # lock < statement < leak threshold < request deadline < graceful shutdown.
-    queue_length: int = setting(256, "how many requests may wait for a thread, 0 to 100000", ge=0, le=100_000)
+    queue_length: int = setting(
+        4096,
+        "how many requests may wait for a thread, 0 to 100000; a waiting read is only its bytes, so by default every"
+        " client may wait",
+        ge=0,
+        le=100_000,
+    )
     queue_wait: Seconds = setting(2.0, "seconds a request may wait for a thread: after that its client has gone")
     connect_timeout: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] = setting(
         3.0, "seconds to open a connection, 1 or more: libpq counts whole seconds"

@@ -21,7 +21,7 @@ from service.database.census import census
 from service.database.deadlines import DEADLINE, DeadlineExceeded
 from service.database.pool import Database, DatabaseUnavailable
 from service.http.admission import Admission
-from service.http.threads import START_BY, Threads
+from service.http.threads import Threads
 from service.telemetry import metrics
 from service.telemetry.board import BOARD, Row
 from service.telemetry.metrics import buckets, total, whole
@@ -85,7 +85,7 @@ class Status:
         metrics.SINCE.set(time.time())
         metrics.SIZE.set(self._parts.threads.size, "threads")
         metrics.SIZE.set(self._parts.hashing.limit, "hashing")
-        metrics.SIZE.set(self._parts.queue.length + self._parts.queue.ready, "queue")
+        metrics.SIZE.set(self._parts.queue.length + self._parts.queue.backlog, "queue")
         metrics.CONNECTIONS_MAX.set(self._parts.threads.size)
 
     async def _tell(self) -> None:
@@ -93,10 +93,10 @@ class Status:
         idle = max(0, threads.idle)
         metrics.THREADS.set(threads.size - idle, "used")
         metrics.THREADS.set(idle, "idle")
-        metrics.IN_PROGRESS.set(queue.inside)
+        metrics.IN_PROGRESS.set(queue.in_flight)
         metrics.QUEUED.set(queue.waiting + max(0, -threads.idle), "threads")
-        busy = min(hashing.inside, hashing.limit)
-        metrics.QUEUED.set(hashing.waiting + hashing.inside - busy, "hashing")
+        busy = min(hashing.in_flight, hashing.limit)
+        metrics.QUEUED.set(hashing.waiting + hashing.in_flight - busy, "hashing")
         metrics.HASHING.set(busy, "used")
         metrics.HASHING.set(hashing.limit - busy, "idle")
         size, used, pending = self._parts.database.connections()
@@ -119,9 +119,10 @@ class Status:
         self._next_census = now + CENSUS
         RECORD.set(Record("-", "census", ""))
         DEADLINE.set(now + PATIENCE)
-        START_BY.set(DEADLINE.get())
         try:
-            self._chronicle.census = await self._parts.threads.run(census, {"database": self._parts.database})
+            self._chronicle.census = await self._parts.threads.run(
+                census, {"database": self._parts.database}, start_by=now + PATIENCE
+            )
         except (DatabaseUnavailable, DeadlineExceeded, psycopg.Error) as exc:
             self._chronicle.trouble = " ".join(str(exc).split())
         else:

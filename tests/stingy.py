@@ -5,10 +5,10 @@ from fastapi import FastAPI
 from service import app
 from service.http import clients
 
-MOST_UNSENT = 2**22  # bytes
+MAX_UNSENT = 2**22  # bytes
 
 
 def create_app() -> FastAPI:
     """Return it; to be started by uvicorn as a factory."""
-    clients.MOST_UNSENT = MOST_UNSENT
+    clients.MAX_UNSENT = MAX_UNSENT
     return app.create_app()

@@ -26,10 +26,10 @@ class Crowd:
         self._leave: dict[int, asyncio.Event] = {}
         self.tasks: dict[int, asyncio.Task[None]] = {}
 
-    async def come(self, *names: int) -> None:
+    async def come(self, *names: int, yields: bool = False) -> None:
         for name in names:
             self._leave[name] = asyncio.Event()
-            self.tasks[name] = asyncio.create_task(self._hold(name))
+            self.tasks[name] = asyncio.create_task(self._hold(name, yields=yields))
             await settle()
 
     async def leave(self, *names: int) -> None:
@@ -37,9 +37,9 @@ class Crowd:
             self._leave[name].set()
         await settle()
 
-    async def _hold(self, name: int) -> None:
+    async def _hold(self, name: int, *, yields: bool) -> None:
         try:
-            await self.admission.take(time.monotonic() + self.admission.wait)
+            permit = await self.admission.acquire(time.monotonic() + self.admission.wait, yields=yields)
         except Overloaded:
             self.refused.append(name)
             return
@@ -50,7 +50,7 @@ class Crowd:
             await self._leave[name].wait()
         finally:
             self.inside.remove(name)
-            self.admission.give_back()
+            permit.release()
 
     async def go_home(self) -> None:
         """Everybody leaves; then every place must be free, and nobody wait."""
@@ -60,8 +60,8 @@ class Crowd:
             for task in self.tasks.values():
                 with suppress(asyncio.CancelledError):
                     await task
-        assert (self.admission.inside, self.admission.waiting) == (0, 0)
-        assert self.most <= self.admission.limit + self.admission.ready
+        assert (self.admission.in_flight, self.admission.waiting) == (0, 0)
+        assert self.most <= self.admission.limit + self.admission.backlog
 
 
 async def settle() -> None:
@@ -71,14 +71,15 @@ async def settle() -> None:
 
 
 def crowd(
-    limit: int, *, ready: int = 0, queue_length: int = 10, queue_wait: float = LONG
+    limit: int, *, backlog: int = 0, queue_length: int = 10, queue_wait: float = LONG
 ) -> Callable[[Callable[[Crowd], Coroutine[Any, Any, None]]], None]:
     """Run a scene with a crowd before so many places, then send everybody home."""
 
     async def play(scene: Callable[[Crowd], Coroutine[Any, Any, None]]) -> None:
         errors: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
-        crowd = Crowd(Admission(limit, ready=ready, name="threads", queue_length=queue_length, queue_wait=queue_wait))
+        admission = Admission(limit, backlog=backlog, name="threads", queue_length=queue_length, queue_wait=queue_wait)
+        crowd = Crowd(admission)
         await scene(crowd)
         await crowd.go_home()
         assert errors == []
@@ -90,7 +91,7 @@ def test_no_more_than_the_limit_are_inside_and_the_others_come_in_their_order() 
     async def scene(crowd: Crowd) -> None:
         await crowd.come(*range(8))
         assert crowd.inside == [0, 1, 2]
-        assert (crowd.admission.inside, crowd.admission.waiting) == (3, 5)
+        assert (crowd.admission.in_flight, crowd.admission.waiting) == (3, 5)
         await crowd.leave(1)
         assert crowd.inside == [0, 2, 3]
         await crowd.leave(0, 2, 3)
@@ -99,7 +100,7 @@ def test_no_more_than_the_limit_are_inside_and_the_others_come_in_their_order() 
         assert crowd.entered == list(range(8))
 
     crowd(limit=3)(scene)
-    crowd(limit=2, ready=1)(scene)
+    crowd(limit=2, backlog=1)(scene)
 
 
 def test_who_comes_when_the_queue_is_full_is_refused_at_once() -> None:
@@ -208,3 +209,20 @@ def test_no_place_is_lost_or_made_by_a_thousand_requests_of_which_many_are_cance
             assert crowd.admission.free >= 0
 
     crowd(limit, queue_wait=0.002)(scene)
+
+
+def test_those_that_yield_come_last_and_make_room_for_others() -> None:
+    async def scene(crowd: Crowd) -> None:
+        await crowd.come(0)
+        await crowd.come(1, 2, yields=True)
+        assert crowd.admission.full
+        await crowd.come(3, yields=True)
+        assert crowd.refused == [3]
+        await crowd.come(4)
+        assert crowd.refused == [3, 2], "the newest of those that yield makes room"
+        await crowd.leave(0)
+        assert crowd.inside == [4]
+        await crowd.leave(4)
+        assert crowd.inside == [1]
+
+    crowd(limit=1, queue_length=2)(scene)

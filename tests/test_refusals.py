@@ -149,11 +149,11 @@ def test_what_is_wrong_with_it_is_told_all_the_same(full: Service, lines: tuple[
 
 
 def test_what_looks_like_a_read_in_a_refused_body_is_none(full: Service) -> None:
-    """The body is refused by its length, before it has come."""
+    """The request is refused before its body has come."""
     inner = b"GET /users/1 HTTP/1.1\r\nHost: x\r\n\r\n"
     with connect(full.url) as peer:
         peer.sendall(f"POST /users HTTP/1.1\r\nHost: x\r\nContent-Length: {len(inner) + 100_000}\r\n\r\n".encode())
-        is_problem(Answer(peer.recv(65536)), 413, "body-too-large")
+        is_problem(Answer(peer.recv(65536)), 503, "overloaded")
         peer.sendall(inner)
         assert ask(full, "GET /livez HTTP/1.1").status_code == 200  # the service has had time to read it
         peer.sendall(b"x" * 100_000)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.http.threads import START_BY, Overloaded, Threads
+from service.http.threads import Overloaded, Threads
 from tests.polling import until
 
 SIZE = 2
@@ -29,12 +29,16 @@ class Hold:
         assert self.go.wait(LONG)
 
 
-def play(scene: Callable[[Threads], Coroutine[Any, Any, None]], *, wait: float = LONG) -> None:
-    """Run a scene with `SIZE` threads on which every call has to begin within `wait` seconds."""
+def later(wait: float = LONG) -> float:
+    """Return the time by which a call has to begin."""
+    return time.monotonic() + wait
+
+
+def play(scene: Callable[[Threads], Coroutine[Any, Any, None]]) -> None:
+    """Run a scene with `SIZE` threads."""
 
     async def run() -> None:
         threads = Threads(SIZE)
-        START_BY.set(time.monotonic() + wait)
         async with asyncio.timeout(LONG), threads.running():
             await scene(threads)
             assert threads.idle == SIZE
@@ -46,7 +50,7 @@ def play(scene: Callable[[Threads], Coroutine[Any, Any, None]], *, wait: float =
 async def all_taken(threads: Threads) -> tuple[Hold, asyncio.Future[list[None]]]:
     """Return what holds every thread, and what ends when it has let go."""
     hold = Hold()
-    held = asyncio.gather(*(threads.run(hold, {}) for _ in range(SIZE)))
+    held = asyncio.gather(*(threads.run(hold, {}, start_by=later()) for _ in range(SIZE)))
     for _ in range(SIZE):
         assert await asyncio.to_thread(hold.begun.acquire, timeout=LONG)
     return hold, held
@@ -58,7 +62,7 @@ def test_a_call_is_carried_out_on_a_thread_in_the_context_of_its_request() -> No
 
     async def scene(threads: Threads) -> None:
         COLOUR.set("blue")
-        assert await threads.run(answer, {"number": 7}) == (7, "blue", False)
+        assert await threads.run(answer, {"number": 7}, start_by=later()) == (7, "blue", False)
 
     play(scene)
 
@@ -71,7 +75,7 @@ def test_what_a_call_raises_is_raised_where_it_is_awaited(raised: type[Exception
     async def scene(threads: Threads) -> None:
         for _ in range(SIZE + 1):  # and its thread takes the next
             with pytest.raises(seen):
-                await threads.run(fail, {})
+                await threads.run(fail, {}, start_by=later())
 
     play(scene)
 
@@ -84,12 +88,13 @@ def test_calls_that_no_thread_takes_in_time_are_refused_and_never_carried_out() 
 
     async def scene(threads: Threads) -> None:
         hold, held = await all_taken(threads)
-        late = await asyncio.gather(*(threads.run(note, {"number": n}) for n in range(5)), return_exceptions=True)
+        calls = [threads.run(note, {"number": n}, start_by=later(0.2)) for n in range(5)]
+        late = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(each) for each in late] == [Overloaded] * 5
         hold.go.set()
         await held
 
-    play(scene, wait=0.2)
+    play(scene)
     assert done == []
 
 
@@ -101,7 +106,7 @@ def test_a_call_that_nobody_awaits_any_more_is_never_carried_out() -> None:
 
     async def scene(threads: Threads) -> None:
         hold, held = await all_taken(threads)
-        forgotten = asyncio.create_task(threads.run(note, {}))
+        forgotten = asyncio.create_task(threads.run(note, {}, start_by=later()))
         await asyncio.sleep(0)
         forgotten.cancel()
         await asyncio.wait([forgotten])
@@ -110,18 +115,3 @@ def test_a_call_that_nobody_awaits_any_more_is_never_carried_out() -> None:
 
     play(scene)
     assert done == []
-
-
-def test_an_endpoint_keeps_its_looks_and_must_be_a_plain_def() -> None:
-    def read(user_id: int) -> int:
-        """Say so."""
-        return user_id
-
-    async def wrong() -> None:
-        """Would hold the event loop while it waits for the database."""
-
-    threads = Threads(SIZE)
-    endpoint = threads.endpoint(read)
-    assert (endpoint.__name__, endpoint.__doc__) == ("read", "Say so.")
-    with pytest.raises(TypeError, match="wrong runs on a thread: write it with a plain def"):
-        threads.endpoint(wrong)

@@ -1,128 +1,169 @@
 """The bounded queue before the threads. Everything in it waits on the event loop, where waiting costs nothing.
 
-A request is admitted when a thread, and with it a connection, is free. It gives its place up before its answer is
-sent (middleware.py), and its body was read before it came: a slow client holds neither.
+A request is admitted when a thread, and with it a connection, is free. It holds a permit from then until its endpoint
+has returned, so a client that sends or reads slowly never holds one.
 """
 
 import asyncio
 import time
 from collections import OrderedDict
+from typing import Self
 
-from service.http.threads import READY, TICK, Overloaded, Threads
+from service.http.threads import BACKLOG, FULL, LATE, TICK, Overloaded, Threads
 from service.telemetry import metrics
 
 
-class Admission:
-    """`limit` at work, `ready` at hand; at most `queue_length` wait, first come first served, `queue_wait` seconds."""
+class Permit:
+    """The right to be at work, until it is released or the `with` block ends. To release it again does nothing."""
 
-    def __init__(self, limit: int, *, ready: int, name: str, queue_length: int, queue_wait: float) -> None:
-        """Make `limit` + `ready` places, to be counted under `name`. To be used on one event loop only."""
+    __slots__ = ("_admission",)
+
+    def __init__(self, admission: "Admission") -> None:
+        """Be one of the permits of `admission`."""
+        self._admission: Admission | None = admission
+
+    def release(self) -> None:
+        """Hand the permit on. To be called on the event loop."""
+        admission, self._admission = self._admission, None
+        if admission:
+            admission.release()
+
+    def __enter__(self) -> Self:
+        """Begin the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Release at its end, however it ends."""
+        self.release()
+
+
+Turn = asyncio.Future[Permit]
+
+
+class Admission:
+    """`limit` requests at work, `backlog` ready for them; at most `queue_length` wait, for `queue_wait` seconds.
+
+    First come, first served, but for those that yield: they wait behind all others, and make room for them.
+    """
+
+    def __init__(self, limit: int, *, backlog: int, name: str, queue_length: int, queue_wait: float) -> None:
+        """Have `limit` + `backlog` permits, counted under `name`. To be used on one event loop only."""
         self.limit = limit
-        self.ready = ready
-        self.free = limit + ready
+        self.backlog = backlog
+        self.free = limit + backlog
         self.length = queue_length
         self.wait = queue_wait  # seconds
         self.name = name
-        self._queue: OrderedDict[asyncio.Future[None], float] = OrderedDict()  # and when each has waited too long
-        self._looks = False
+        # Each with the time until which it waits.
+        self._queue: OrderedDict[Turn, float] = OrderedDict()
+        self._yielding: OrderedDict[Turn, float] = OrderedDict()
+        self._expires = False
 
     @property
-    def inside(self) -> int:
-        """How many hold a place."""
-        return self.limit + self.ready - self.free
+    def in_flight(self) -> int:
+        """How many hold a permit."""
+        return self.limit + self.backlog - self.free
 
     @property
     def waiting(self) -> int:
-        """How many wait for a place."""
-        return len(self._queue)
+        """How many wait for a permit."""
+        return len(self._queue) + len(self._yielding)
 
     @property
     def full(self) -> bool:
-        """Whether nobody may wait any more."""
-        return len(self._queue) >= self.length
+        """Whether a request that came now would be refused."""
+        return not self.free and self.waiting >= self.length
 
-    def take_free(self) -> bool:
-        """Take a place if there is one, and tell; `give_back` must follow."""
+    def try_acquire(self) -> Permit | None:
+        """Return a permit if one is free."""
         if not self.free:
-            return False
+            return None
         self.free -= 1
-        return True
+        return Permit(self)
 
-    async def take(self, until: float) -> None:
-        """Take a place, and wait for one if need be; `give_back` must follow. Raises Overloaded."""
-        if self.take_free():
-            return
-        turn = self.line_up(until)
+    async def acquire(self, until: float, *, yields: bool = False) -> Permit:
+        """Return a permit; wait for it until the monotonic time `until`. Raises Overloaded."""
+        if permit := self.try_acquire():
+            return permit
+        turn = self.enqueue(until, yields=yields)
         try:
-            await turn
+            return await turn
         except asyncio.CancelledError:
-            self.leave(turn)
+            self.cancel(turn)
             raise
-        except Overloaded:
-            metrics.REFUSED.add(self.name, "late")
+        except Overloaded as exc:
+            metrics.REFUSED.add(self.name, str(exc))
             raise
 
-    def line_up(self, until: float) -> "asyncio.Future[None]":
-        """Return what is done when a place was given, or fails with Overloaded a little after the time `until`.
+    def enqueue(self, until: float, *, yields: bool = False) -> Turn:
+        """Return a future that gets a permit, or fails with Overloaded shortly after `until`.
 
-        Who does not want the place any more must say so with `leave`. One that fails is not counted as refused yet:
-        a request that waited unread is read, and refused by `take`. Raises Overloaded.
+        A request that does not want it any more must `cancel` it. Such a failure is not counted as a refusal yet: a
+        read that waited unparsed may have to be parsed, and is then refused by `acquire`. Raises Overloaded.
         """
+        if refusal := self._refusal(until, yields=yields):
+            metrics.REFUSED.add(self.name, refusal)
+            raise Overloaded(refusal)
         loop = asyncio.get_running_loop()
-        late = time.monotonic() >= until
-        if late or self.full:
-            metrics.REFUSED.add(self.name, "late" if late else "full")
-            raise Overloaded
-        turn: asyncio.Future[None] = loop.create_future()
-        self._queue[turn] = until
-        if not self._looks:
-            self._looks = True
-            loop.call_later(TICK, self._look, loop)
+        turn: Turn = loop.create_future()
+        (self._yielding if yields else self._queue)[turn] = until
+        if not self._expires:
+            self._expires = True
+            loop.call_later(TICK, self._expire, loop)
         return turn
 
-    def leave(self, turn: "asyncio.Future[None]") -> None:
-        """Wait no more; a place that was given just now goes to the next."""
+    def cancel(self, turn: Turn) -> None:
+        """Wait no more; a permit that was given just now goes to the next."""
         if turn.cancelled() or not turn.done():
             self._queue.pop(turn, None)
+            self._yielding.pop(turn, None)
             turn.cancel()
             metrics.ABANDONED.add(self.name)
         elif turn.exception() is None:
-            self.give_back()
+            turn.result().release()
 
-    def give_back(self) -> None:
-        """Hand the place on, straight to the next in line."""
-        while self._queue:
-            turn, _ = self._queue.popitem(last=False)
-            if not turn.done():  # or it was cancelled just now
-                turn.set_result(None)
-                return
+    def release(self) -> None:
+        """Hand a permit on, straight to the next in line. Called by the permit."""
+        for queue in (self._queue, self._yielding):
+            while queue:
+                turn, _ = queue.popitem(last=False)
+                if not turn.done():  # or it was cancelled just now
+                    turn.set_result(Permit(self))
+                    return
         self.free += 1
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Refuse those who have waited too long, the oldest of whom are in front: one timer for all of them."""
+    def _refusal(self, until: float, *, yields: bool) -> str:
+        """Return why a request may not wait, or nothing, when it may; one that yields may have made room for it."""
+        if time.monotonic() >= until:
+            return LATE
+        if self.waiting < self.length:
+            return ""
+        if yields or not self._yielding:
+            return FULL
+        turn, _ = self._yielding.popitem()
+        if not turn.done():
+            turn.set_exception(Overloaded(FULL))
+        return ""
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Refuse those that have waited too long, the oldest of which are in front: one timer for all of them."""
         now = time.monotonic()
-        while self._queue:
-            turn, until = next(iter(self._queue.items()))
-            if until > now and not turn.done():
-                break
-            del self._queue[turn]
-            if not turn.done():
-                turn.set_exception(Overloaded())
-        self._looks = bool(self._queue)
-        if self._looks:
-            loop.call_later(TICK, self._look, loop)
+        for queue in (self._queue, self._yielding):
+            while queue:
+                turn, until = next(iter(queue.items()))
+                if until > now and not turn.done():
+                    break
+                del queue[turn]
+                if not turn.done():
+                    turn.set_exception(Overloaded(LATE))
+        self._expires = bool(self.waiting)
+        if self._expires:
+            loop.call_later(TICK, self._expire, loop)
 
 
-def places(threads: Threads, *, queue_length: int, queue_wait: float) -> Admission:
-    """Return the queue before the threads: of those who wait in it, the first are made ready to begin."""
-    ready = min(READY * threads.size, queue_length)
+def thread_admission(threads: Threads, *, queue_length: int, queue_wait: float) -> Admission:
+    """Return the queue before `threads`, the first of which are the backlog of calls that are ready to begin."""
+    backlog = min(BACKLOG * threads.size, queue_length)
     return Admission(
-        threads.size, ready=ready, name="threads", queue_length=queue_length - ready, queue_wait=queue_wait
+        threads.size, backlog=backlog, name="threads", queue_length=queue_length - backlog, queue_wait=queue_wait
     )
-
-
-def give_back(held: list[Admission], *only: Admission) -> None:
-    """Give back every place that is still held, or those of them that `only` names."""
-    for queue in [queue for queue in held if queue in only or not only]:
-        held.remove(queue)
-        queue.give_back()

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
+from pydantic_core import PydanticUndefined
 from starlette.requests import Request
 
 
@@ -25,7 +26,7 @@ class BodyTooSlow(Exception):
 
 
 async def read_json(request: Request, *, timeout: float) -> Any:  # noqa: ANN401, ASYNC109 - any JSON; it is read nowhere else
-    """Read and parse the body; None when there is none. The request keeps its bytes.
+    """Read and parse the body; PydanticUndefined when there is none.
 
     Raises BodyTooSlow after `timeout` seconds, UnsupportedMediaType, MalformedJson, BodyTooLarge, and
     RequestValidationError for JSON that no number or stack of Python's can hold.
@@ -36,7 +37,7 @@ async def read_json(request: Request, *, timeout: float) -> Any:  # noqa: ANN401
     except TimeoutError as exc:
         raise BodyTooSlow from exc
     if not body:
-        return None
+        return PydanticUndefined
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMediaType
     if json.detect_encoding(body) not in {"utf-8", "utf-8-sig"}:

@@ -10,7 +10,7 @@ from service.database.deadlines import DEADLINE, DeadlineExceeded
 from service.database.pool import Database, DatabaseUnavailable
 from service.http.docs import answers
 from service.http.problems import Problem, json_response, render
-from service.http.threads import START_BY, Threads
+from service.http.threads import Threads
 
 PROBE_TIMEOUT = 2.0  # seconds: most orchestrators give a probe as much, or less
 
@@ -69,9 +69,9 @@ def routes(readiness: Readiness, threads: Threads, database: Database) -> APIRou
         """Asks the database, over a connection that nobody needs at the moment; busy is not failed."""
         failed = readiness.failed
         if failed is None and threads.idle > 0:
-            DEADLINE.set(time.monotonic() + PROBE_TIMEOUT)
-            START_BY.set(DEADLINE.get())
-            failed = await threads.run(_probe, {"database": database})
+            deadline = time.monotonic() + PROBE_TIMEOUT
+            DEADLINE.set(deadline)
+            failed = await threads.run(_probe, {"database": database}, start_by=deadline)
         return render(NOT_READY, failed=failed) if failed else json_response(READY)
 
     return router

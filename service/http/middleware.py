@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
-from service.http.admission import Admission, give_back
+from service.http.arrival import Arrival
 from service.http.bodies import BodyTooLarge
 from service.http.problems import MALFORMED_REQUEST, STOPPING, Table, find, render
 from service.telemetry import metrics, traces
@@ -50,7 +50,7 @@ class RequestMiddleware:
             else:
                 await self.app(routed, exchange.receive, exchange.send)
         finally:
-            give_back(exchange.held)
+            exchange.release_permit()
             if route := routed.get("route"):
                 record.route = route.path_format
             tell(record)
@@ -91,25 +91,25 @@ class _Exchange:
     """One request and its answer, as they pass."""
 
     __slots__ = (
+        "_arrival",
         "_declared",
         "_limit",
         "_receive",
         "_received",
         "_send",
-        "held",
         "lost_its_body",
         "record",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
         headers = dict(scope["headers"])
+        self._arrival: Arrival = scope.setdefault("arrival", Arrival())
         self.record = Record(
             request_id(headers.get(b"x-request-id", b"")),
             scope["method"],
             scope["raw_path"].decode("ascii", "backslashreplace"),  # still encoded: it cannot forge a log line
-            scope.get("came", 0.0),
+            self._arrival.received_at,
         )
-        self.held: list[Admission] = scope.setdefault("held", [])  # its places, of which protocol.py may have taken one
         self._declared = int(headers.get(b"content-length", 0))
         # httptools takes what comes behind a head that asks for an upgrade, as curl --http2 does, for no body but,
         # when it comes in a packet of its own, for the next request: one in which a stranger may have written.
@@ -118,6 +118,11 @@ class _Exchange:
         self._limit = limit
         self._receive = receive
         self._send = send
+
+    def release_permit(self) -> None:
+        """Release what the server acquired, when no endpoint has done so."""
+        if permit := self._arrival.permit:
+            permit.release()
 
     async def receive(self) -> Message:
         if self._declared > self._limit:
@@ -130,7 +135,7 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            give_back(self.held)  # before anything is sent: a slow client holds nothing
+            self.release_permit()  # a client that reads slowly holds nothing
             self.record.status = message["status"]
             message["headers"] = [*message["headers"], (b"x-request-id", self.record.request_id.encode())]
         await self._send(message)

@@ -167,6 +167,11 @@ def find(table: Table, exc: Exception) -> Problem:
 def render(problem: Problem, *, headers: Mapping[str, str] | None = None, **members: Any) -> Response:  # noqa: ANN401
     """Return the answer for `problem`, with more headers and members where a kind of error has them."""
     RECORD.get().code = problem.code
+    return problem_response(problem, headers=headers, **members)
+
+
+def problem_response(problem: Problem, *, headers: Mapping[str, str] | None = None, **members: Any) -> Response:  # noqa: ANN401
+    """Return the same where there is no request whose record could note the code."""
     return json_response(
         {**problem.members(), **members}, problem.status, {**problem.headers, **(headers or {})}, MEDIA_TYPE
     )

@@ -1,32 +1,50 @@
 """uvicorn's HTTP, bounded in all that a client can make grow, with every error in the shape of the others.
 
-A read that finds no thread free waits here for its turn, as the bytes that came: see unread.py. When a request was
-answered all that was made for it is let go: kept until the next one came, it took its room in the processor's caches
-and had left them when it was freed. With 1,000 connections that costs a fifteenth of the throughput.
+One message at a time: what follows a request stays unparsed until that request is answered. So a head is parsed when
+it is whole and its size and number of lines are known; a read that finds no thread free waits as its head's bytes; and
+nothing that follows in the same packet can be lost or taken for something else.
+
+When a request is answered, all that was made for it is released. Kept until the next one came, it took its room in the
+processor's caches: with 1,000 connections that cost a fifteenth of the throughput.
 """
 
 import asyncio
+import re
 import time
+from collections.abc import Iterable
+from http import HTTPStatus
 from operator import attrgetter
 from typing import ClassVar
 
+import httptools
 from starlette.types import Scope
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.http import clients
-from service.http.admission import Admission
-from service.http.cycle import Cycle
-from service.http.middleware import request_id
-from service.http.problems import HEAD_TOO_LARGE, MALFORMED_REQUEST, Problem, render
-from service.http.unread import Unread, head
+from service.http.admission import Permit, Turn
+from service.http.arrival import Arrival
+from service.http.backoff import Backoff
+from service.http.coalesced_response import CoalescedResponse
+from service.http.early_queue import EarlyQueue, response_head
+from service.http.middleware import request_id, tell
+from service.http.problems import HEAD_TOO_LARGE, MALFORMED_REQUEST, Problem, problem_response
+from service.http.threads import FULL, LATE
 from service.telemetry import metrics
+from service.telemetry.record import Record
 
-LARGEST_HEAD = 65_536  # bytes: eight times what browsers and proxies send; httptools itself has no limit
+MAX_HEAD = 65_536  # bytes: eight times what browsers and proxies send
+MAX_HEADERS = 100  # as Apache's LimitRequestFields: 13,000 of three bytes each took 17 ms and 1.6 MiB
 
-# Requests that may wait behind one on its connection: each is 2 KiB, and 250 KiB of them came as 14,000 in one piece.
-PIPELINE = 32
+END_OF_HEAD = b"\r\n\r\n"
+REQUEST_LINE = re.compile(rb"([A-Z-]+) ([!-~]+) HTTP/1\.[01]\r\n")  # RFC 9112, 3
+BEGINNING = re.compile(rb"[A-Z-]{1,24}(?: |$)")  # of one that is not complete
+HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")  # RFC 9110, 7.2
+REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([^\r\n]*?)[ \t]*\r\n", re.IGNORECASE)
+
+# To be ignored, as we switch to no other protocol (RFC 9110, 7.8). The parser takes what follows for that protocol.
+UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 
 LINGER = 1.0  # seconds that a refused client may go on to send
 
@@ -34,41 +52,57 @@ LINGER = 1.0  # seconds that a refused client may go on to send
 # an answer that says it was the last. Closed at once, of 8 busy clients 5 lost a request.
 LAST_CALL = 0.5
 
+COST_UNIT = 16_384  # bytes sent and received that cost as much as a small answer
+CHUNKED_SLICE = 4096  # bytes of a chunked body that are parsed in one turn: made to be slow, they take 6 ms
+MAX_PIECES = 64  # packets of a request: a client that sends more of them takes its time from the others
+
 
 class Protocol(HttpToolsProtocol):
     """Named to uvicorn in __main__.py."""
 
-    _head = 0  # bytes that came since the last request, of a head that is not complete
-    _wrong = MALFORMED_REQUEST  # with what cannot be parsed
-    _refused = False
-    _ending = False
-    # `self.cycle` is the newest, which may still wait for this one; None when nothing is left of the last.
+    _buffer = b""  # came and is not parsed: a head that is not complete, or what follows a request in progress
+    _busy = False  # with a request, from its whole head to the end of its body and of its answer
+    _body_left = 0  # bytes of its body that are to come; -1 for a chunked one
+    _tail = b""  # the last three bytes of a chunked body
     _running: RequestResponseCycle | None = None
+    _turn: Turn | None = None  # of the read that waits in the early queue
+    _received_at = 0.0  # on the monotonic clock
+    _head = b""  # of the request in progress
+    _permit: Permit | None = None  # for the request that is being parsed
+    _backoff: Backoff | None = None  # in which the connection waits before it is read again
+    _yields = False  # a log-in on this connection was refused or wrong
+    _rejected = False
+    _ending = False
     _since = 0.0  # when it was last answered, or began to send a head, on the loop's clock
-    _unread: Unread | None = None
-    _turn: "asyncio.Future[None] | None" = None  # of the request that waits, unread
-    _waits = b""  # what has come of it, and behind it
-    _came = 0.0  # when it came, on the monotonic clock
-    _place: Admission | None = None  # taken for the request that is being read
-    _untaken = 0  # bytes of answers, when the client was last looked after
-    _stalled: ClassVar[set["Protocol"]] = set()  # those with more of them than uvloop likes to keep
+    _unsent = 0  # bytes of answers, when the client was last looked after
+    received = 0  # bytes that are kept of what the client sent
+    _pieces = 0  # in which the request came
+    _early: EarlyQueue | None = None
+
+    _stalled: ClassVar[set["Protocol"]] = set()  # those with more unsent bytes than uvloop likes to keep
+    _all_received: ClassVar[int] = 0  # the sum of `received`
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """Begin a connection."""
         super().connection_made(transport)
-        self._unread = self.app_state.get("unread")
+        self._early = self.app_state.get("early_queue")
         self._since = self.loop.time()
-        self._look()
-        if len(self.connections) > self.app_state.get("room", clients.MOST):
-            self._make_room()
+        self._check_keep_alive()
+        if len(self.connections) <= clients.FEW:
+            clients.enlarge_send_buffer(transport)
+        elif len(self.connections) > self.app_state.get("max_clients", clients.MAX_CLIENTS):
+            self._evict_some(each for each in self.connections if isinstance(each, Protocol) and each.idle)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End what is in progress; requests that came behind it are not carried out."""
-        self.pipeline.clear()
+        """End what is in progress; what came behind it is not carried out."""
+        self._keep(-self.received)
+        self._buffer = b""
         self._stalled.discard(self)
-        if self._unread and self._turn:
-            self._unread.queue.leave(self._turn)
+        if self._early and self._turn:
+            self._early.admission.cancel(self._turn)
             self._turn = None
+        if self._backoff:
+            self._backoff.cancel(self._resume)
         if self._running:
             self._running.disconnected = True
             self._running.message_event.set()
@@ -78,61 +112,70 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what came from the network."""
-        if self._refused:
+        if self._rejected:
             return
-        if self._turn:  # what comes behind a request that waits does so too
-            self._waits += data
-            self.flow.pause_reading()
-        elif self._unread and self._is_whole(data, self._unread):
-            self._line_up(data, self._unread)
-        else:
-            self._read(data)
+        self._keep(len(data))
+        if not self._busy and not self._buffer:
+            self._since = self.loop.time()
+        self._buffer += data
+        self._pieces += 1
+        if self._backoff:
+            self.flow.pause_reading()  # the application has resumed it, to read the body
+            return
+        self._advance()
+        if self._pieces > MAX_PIECES and not self._turn and (self._body_left or not self._busy):
+            self._back_off(HTTPStatus.OK, 1)
 
     def on_headers_complete(self) -> None:
-        """Begin a request."""
-        self._head = 0
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > LARGEST_HEAD:
-            self._wrong = HEAD_TOO_LARGE
-            raise ValueError  # it came all at once; the parser stops here
-        if len(self.pipeline) >= PIPELINE:
-            raise ValueError  # those before are answered, and the connection ends
+        """Begin a request. Raises ValueError when it is malformed."""
+        hosts = []
+        for name, value in self.headers:
+            if name == b"host":
+                hosts.append(value)
+            elif name == b"content-length":
+                self._body_left = int(value)
+            elif name == b"transfer-encoding":
+                self._body_left, self._tail = -1, b""
+        if not all(map(HOST.fullmatch, hosts)) or len(hosts) > 1:
+            raise ValueError("RFC 9112, 3.2")
+        if not hosts and self.parser.get_http_version() != "1.0":
+            raise ValueError("RFC 9112, 3.2")
         super().on_headers_complete()
         if self._ending:
             self.cycle.keep_alive = False
 
-    def on_body(self, body: bytes) -> None:
-        """Take a part of its body, which is limited elsewhere."""
-        self._head = 0
-        super().on_body(body)
-
     def on_message_complete(self) -> None:
-        """End a request."""
-        self._head = 0
+        """End a request's body."""
+        self._body_left = 0
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """End an answer: let go of all that was made for it, and begin on the request behind it, if there is one."""
+        """End an answer, and begin on what follows, or later when the client has to wait."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
+        cycle: CoalescedResponse = self._running  # type: ignore[assignment] # it is: see the end of this file
         self._since = self.loop.time()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
-        elif not self.cycle.more_body:
-            if self.scope is self.cycle.scope:  # or it is that of the next request, which has begun to come
-                self.scope = self.headers = None  # type: ignore[assignment] # as at the connection's start
-            self.cycle = self._running = None  # type: ignore[assignment] # likewise
+        arrival: Arrival = cycle.scope["arrival"]  # type: ignore[typeddict-item] # as above
+        if arrival.hashes:
+            self._yields = cycle.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.SERVICE_UNAVAILABLE}
+        self._running = None
+        if not self._body_left:
+            self.cycle = self.scope = self.headers = None  # type: ignore[assignment] # as at the connection's start
+        if arrival.admitted or self._ending:
+            self._next()
+        else:
+            self._back_off(cycle.status, 1 + (cycle.sent_bytes + self.received) / COST_UNIT)
 
     def pause_writing(self) -> None:
-        """Make no more answers for a client that does not take them; and cut who does so for longest, if many do."""
+        """Make no more answers for a client that does not read them; and cut the oldest of these, if they are many."""
         super().pause_writing()
         self._stalled.add(self)
-        while sum(each.transport.get_write_buffer_size() for each in self._stalled) > clients.MOST_UNSENT:
-            self._evict(min(self._stalled, key=attrgetter("_since")))
+        while sum(each.transport.get_write_buffer_size() for each in self._stalled) > clients.MAX_UNSENT:
+            min(self._stalled, key=attrgetter("_since")).evict()
 
     def resume_writing(self) -> None:
-        """Go on, as they were taken."""
+        """Go on, as they were read."""
         super().resume_writing()
         self._stalled.discard(self)
         self._since = self.loop.time()
@@ -140,132 +183,249 @@ class Protocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Begin to end: what is in progress is answered, and so is one request more."""
         self._ending = True
+        if self._running:
+            self._running.keep_alive = False
+        if self._backoff:
+            self._backoff.cancel(self._resume)
+            self._resume()
         self.loop.call_later(LAST_CALL, self._end)
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the parser's words help nobody
-        """Answer bytes that cannot be parsed, for which no application is called, and close."""
-        if not self._refused:
-            self._refuse(self._wrong)
-
     def _unset_keepalive_if_required(self) -> None:
-        """Leave the timer alone: `_look` sees by itself what has happened meanwhile."""
+        """Leave the timer alone: `_check_keep_alive` sees by itself what has happened meanwhile."""
 
-    def _look(self) -> None:
+    # One message after another.
+
+    def _advance(self) -> None:
+        """Parse as much of the buffer as belongs to the request in progress, or begin on the next."""
+        while self._buffer and not self._rejected:
+            if self._body_left:
+                self._parse_body()
+                if self._backoff:
+                    return
+                if self._buffer and self._body_left:
+                    self.flow.pause_reading()
+                    self.loop.call_soon(self._resume)
+                    return
+            elif self._busy:
+                self.flow.pause_reading()
+                return
+            elif not self._begin():
+                return
+
+    def _begin(self) -> bool:
+        """Take a whole head from the buffer; return False when there is none."""
+        buffer = self._buffer = self._buffer.lstrip(b"\r\n")  # RFC 9112, 2.2
+        end = buffer.find(END_OF_HEAD) + len(END_OF_HEAD)
+        if end < len(END_OF_HEAD):
+            end = len(buffer)
+        lines = buffer.count(b"\n", 0, end)
+        if not (REQUEST_LINE if lines else BEGINNING).match(buffer):
+            if buffer:
+                self._reject(MALFORMED_REQUEST, buffer)
+        elif end > MAX_HEAD or lines > MAX_HEADERS + 2:
+            self._reject(HEAD_TOO_LARGE, buffer)
+        elif buffer.endswith(END_OF_HEAD, 0, end):
+            self._buffer = buffer[end:]
+            self._busy = True
+            self._head = buffer[:end]
+            self._admit(self._head)
+            return True
+        return False
+
+    def _admit(self, head: bytes) -> None:
+        """Parse a head, unless it is that of a read that has to wait for a thread."""
+        early = self._early
+        self._received_at = time.monotonic()
+        if not early or not early.matches(head):
+            self._parse_head(head)
+        elif permit := early.admission.try_acquire():
+            self._parse_head(head, permit)
+        elif early.admission.full:
+            self._refuse(head, FULL)
+        else:
+            self._turn = early.admission.enqueue(self._received_at + early.admission.wait)
+            self._turn.add_done_callback(self._on_turn)
+
+    def _on_turn(self, turn: Turn) -> None:
+        if turn is not self._turn:
+            return  # the client has left
+        self._turn = None
+        if turn.exception():
+            self._refuse(self._head, LATE)
+        else:
+            self._parse_head(self._head, turn.result())
+        self._advance()
+
+    def _refuse(self, head: bytes, reason: str) -> None:
+        """Answer 503, by the application only where that is not known from the bytes of the head."""
+        answer = b""
+        if self._early and not self._ending and not self.flow.write_paused:
+            answer = self._early.refuse(head, reason, self._received_at, self.server_state.default_headers)
+        if not answer:
+            self._parse_head(head)
+            return
+        self._since = self.loop.time()
+        self.transport.write(answer)
+        self._back_off(HTTPStatus.SERVICE_UNAVAILABLE, 1)
+
+    def _parse_head(self, head: bytes, permit: Permit | None = None) -> None:
+        self._permit = permit
+        self._parse(UPGRADE.sub(b"", head))
+        if self._permit:  # no request has begun
+            self._permit.release()
+            self._permit = None
+
+    def _parse_body(self) -> None:
+        """Parse what has come of a body, and nothing behind it."""
+        if self._body_left > 0:
+            part, self._buffer = self._buffer[: self._body_left], self._buffer[self._body_left :]
+            self._body_left -= len(part)
+            self._parse(part)
+        else:
+            self._parse_chunked()
+        if self._running or self._rejected:
+            return
+        if self._body_left:  # of a request that has been answered: it is thrown away
+            self._back_off(HTTPStatus.OK, 1)
+        else:
+            self._next()
+
+    def _parse_chunked(self) -> None:
+        """Parse a slice of a chunked body, and nothing behind the body: it can only end with an empty line."""
+        data = self._tail + self._buffer[:CHUNKED_SLICE]
+        parsed, found = len(self._tail), -1
+        while self._body_left and parsed < len(data) and not self._rejected:
+            found = data.find(END_OF_HEAD, found + 1)
+            end = len(data) if found < 0 else found + len(END_OF_HEAD)
+            self._parse(data[parsed:end])
+            parsed = end
+        self._buffer = data[parsed:] + self._buffer[CHUNKED_SLICE:]
+        self._tail = data[max(0, parsed - 3) : parsed]
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._reject(MALFORMED_REQUEST, data)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        scope: Scope = cycle.scope  # type: ignore[assignment] # uvicorn's own type knows its own keys only
+        scope["arrival"] = Arrival(self._received_at, self._disconnected, self._permit, self._yields)
+        cycle.backoff = self.app_state.get("cheap_backoff")  # type: ignore[attr-defined]
+        self._permit = None
+        super()._start_asgi_task(cycle, app)
+
+    def _disconnected(self) -> bool:
+        return not self._running or self._running.disconnected
+
+    def _back_off(self, status: int, cost: float) -> None:
+        """Read this connection again when its answer, which took no thread, has had its share of the event loop."""
+        refused = status == HTTPStatus.SERVICE_UNAVAILABLE
+        backoff: Backoff | None = self.app_state.get("refused_backoff" if refused else "cheap_backoff")
+        if self._backoff:
+            return
+        if backoff and backoff.enter(self._resume, cost=cost):
+            self._backoff = backoff
+            self.flow.pause_reading()
+        else:
+            self.loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        self._backoff = None
+        if self.transport.is_closing():
+            return
+        if self._running or self._turn:
+            self.flow.resume_reading()
+            self._advance()
+        else:
+            self._next()
+
+    def _next(self) -> None:
+        """Have the next request begin, when this one has been answered and the rest of its body has come."""
+        self._busy = self._body_left != 0
+        self._keep(len(self._buffer) - self.received)
+        self._pieces = 0
+        self.flow.resume_reading()
+        if self._buffer:
+            self.loop.call_soon(self._advance)
+
+    # Limits.
+
+    def _keep(self, size: int) -> None:
+        """Keep so many bytes more of what clients send; when they are too many, evict those that sent most."""
+        self.received += size
+        Protocol._all_received += size
+        if Protocol._all_received > clients.MAX_RECEIVED and size > 0:
+            senders = [each for each in self.connections if isinstance(each, Protocol) and each.received]
+            senders.sort(key=attrgetter("received"), reverse=True)
+            for each in senders[: 1 + len(senders) // clients.EVICT_FRACTION]:
+                each.evict()
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is the client's turn: to ask, to send the rest of a body, to read an answer."""
+        if not self._busy or self._backoff or self.flow.write_paused:
+            return True
+        return bool(self._body_left)
+
+    def _check_keep_alive(self) -> None:
         """Close a connection that is idle for long. One timer for all its requests: one for each cost 3 %."""
         now = self.loop.time()
-        untaken, self._untaken = self._untaken, clients.untaken(self.transport)
-        if not self._idle or self._untaken != untaken:  # the service is at work, or the client takes its answer
+        unsent, self._unsent = self._unsent, clients.unsent_bytes(self.transport)
+        if not self.idle or self._unsent != unsent:  # the service is at work, or the client reads its answer
             self._since = now
         left = self._since + self.timeout_keep_alive - now
         if left > 0:
-            self.timeout_keep_alive_task = self.loop.call_later(left, self._look)
+            self.timeout_keep_alive_task = self.loop.call_later(left, self._check_keep_alive)
         else:
-            self._leave()
+            self._close()
 
-    @property
-    def _idle(self) -> bool:
-        """Whether it is the client's turn: to ask, to send the rest of a body, to take an answer."""
-        running = self._running
-        return not self._turn and (
-            not running or running.response_complete or running.more_body or self.flow.write_paused
-        )
-
-    def _make_room(self) -> None:
+    def _evict_some(self, idle: Iterable["Protocol"]) -> None:
         """Close those that are idle for longest: this one, when nobody else is."""
-        idle = [each for each in self.connections if isinstance(each, Protocol) and each._idle]  # noqa: SLF001
-        idle.sort(key=attrgetter("_since"))
-        for each in idle[: 1 + len(idle) // clients.SHARE]:
-            self._evict(each)
+        oldest = sorted(idle, key=attrgetter("_since"))
+        for each in oldest[: 1 + len(oldest) // clients.EVICT_FRACTION]:
+            each.evict()
 
-    def _evict(self, other: "Protocol") -> None:
+    def evict(self) -> None:
+        """Close this connection to make room for others."""
         metrics.EVICTED.add()
-        self._stalled.discard(other)
-        self.connections.discard(other)  # or the next one to come, before it has gone, would find no room either
-        other._leave()  # noqa: SLF001
+        self._stalled.discard(self)
+        self.connections.discard(self)  # or the next one to come, before it has gone, would find no room either
+        self._keep(-self.received)
+        self._close()
 
-    def _leave(self) -> None:
-        """Close; break off when the client has not taken its answer, as close() waits for that without end."""
+    def _close(self) -> None:
+        """Close; break off when the client has not read its answer, as close() waits for that without end."""
+        self._rejected = True
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
             self.transport.close()
 
-    def _is_whole(self, data: bytes, unread: Unread) -> bool:
-        """Tell whether `data` is one whole read, and not, say, the rest of a body that was refused."""
-        another = self.headers is not None  # has begun
-        return not another and len(data) < LARGEST_HEAD and unread.takes(data)
-
-    def _line_up(self, data: bytes, unread: Unread) -> None:
-        """Read a whole read when there is a place for it."""
-        if unread.queue.take_free():
-            self._read(data, unread.queue)
-        elif not unread.queue.full:
-            self._waits, self._came = data, time.monotonic()
-            self._turn = unread.queue.line_up(self._came + unread.queue.wait)
-            self._turn.add_done_callback(self._turn_comes)
-        elif not self._ending and not self.flow.write_paused and (answer := unread.refuse(data)):
-            self._since = self.loop.time()
-            self.transport.write(answer)
-        else:
-            self._read(data)  # to be refused
-
-    def _turn_comes(self, turn: "asyncio.Future[None]") -> None:
-        if turn is not self._turn:
-            return  # the client has left
-        data, self._waits, self._turn = self._waits, b"", None
-        if turn.exception() or not self._unread:
-            self._read(data)  # to be refused
-        else:
-            self._read(data, self._unread.queue)
-
-    def _read(self, data: bytes, place: Admission | None = None) -> None:
-        """Parse what came, for which a place may have been taken."""
-        if not self._head:
-            self._since = self.loop.time()
-        self._place = place
-        self._head += len(data)
-        super().data_received(data)
-        if self._place:  # no request has begun
-            self._place.give_back()
-            self._place = None
-        if self._head > LARGEST_HEAD and not self._refused:
-            self._refuse(HEAD_TOO_LARGE)
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._running = cycle
-        scope: Scope = cycle.scope  # type: ignore[assignment] # uvicorn's own type knows its own keys only
-        scope["came"], scope["held"] = self._came, [self._place] if self._place else []
-        scope["left"] = self._left
-        self._came, self._place = 0.0, None
-        super()._start_asgi_task(cycle, app)
-
-    def _left(self) -> bool:
-        return not self._running or self._running.disconnected
-
     def _end(self) -> None:
         if not self._turn:
             super().shutdown()
 
-    def _refuse(self, problem: Problem) -> None:
-        self._refused = True
-        running = self._running
-        if running and not running.response_complete and not running.more_body:
-            # It came behind whole requests, which are being carried out: they get their answers, and it gets none.
-            if self.pipeline and self.cycle.more_body:
-                self.pipeline.popleft()  # it is in the body of the last
-            last = self.pipeline[0][0] if self.pipeline else running
-            last.keep_alive = False
-            return
-        if running:  # it is in its body, and it is answered here
-            running.disconnected, running.waiting_for_100_continue = True, False
-            running.message_event.set()
-        metrics.PROBLEMS.add(problem.code)
-        response = render(problem, headers={"X-Request-ID": request_id(b"")})
-        self.transport.write(head(response) + b"\r\n" + response.body)
+    def _reject(self, problem: Problem, data: bytes) -> None:
+        """Answer what cannot be parsed, for which no application is called, and close the connection."""
+        self._rejected = True
+        if self._running:  # it is in its body, and it is answered here
+            self._running.disconnected, self._running.waiting_for_100_continue = True, False
+            self._running.message_event.set()
+            data = self._head
+        found, line = REQUEST_ID.search(data), REQUEST_LINE.match(data)
+        method, path = (part.decode() for part in line.groups()) if line else ("-", "-")
+        record = Record(request_id(found[1] if found else b""), method, path.partition("?")[0])
+        record.status, record.code = problem.status, problem.code
+        tell(record)
+        response = problem_response(problem)
+        headers = [*self.server_state.default_headers, (b"x-request-id", record.request_id.encode())]
+        self.transport.write(response_head(response, headers) + bytes(response.body))
         # Closed at once, with bytes still coming, the client would get a reset in place of the answer.
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.close)
 
 
-httptools_impl.RequestResponseCycle = Cycle  # type: ignore[misc] # uvicorn takes no other from its protocol
+httptools_impl.RequestResponseCycle = CoalescedResponse  # type: ignore[misc] # uvicorn takes no other from its protocol

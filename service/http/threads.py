@@ -5,13 +5,11 @@ after another. To go to the pool for every request cost 50 µs of a core; this c
 """
 
 import asyncio
-import functools
-import inspect
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from queue import SimpleQueue
 from typing import Any
 
@@ -20,23 +18,22 @@ from anyio import to_thread
 from service.telemetry import metrics
 from service.telemetry.record import RECORD
 
-# Calls that may be ready for each thread, so that one that is done has its next at once. With none of them a thread
-# slept until the event loop had admitted a request and checked it. Requests/s at 64 clients with 0, 1, 3 and 7:
-# 1, 1.16, 1.3 and 1.2.
-READY = 3
+# Calls that may be ready for each thread, so that one that is done has its next at once. Without them a thread sleeps
+# until the event loop has admitted another request. Requests/s at 64 clients with 0, 1, 3 and 7: 1, 1.16, 1.3 and 1.2.
+BACKLOG = 3
 
 SPARE = 1  # threads of the pool that are left for what is no endpoint
 
 TICK = 0.05  # seconds between two looks at the calls that wait: how late a refusal may be
 
-# The monotonic time at which the current request must have begun on a thread.
-START_BY: ContextVar[float] = ContextVar("START_BY")
-
 Outcome = tuple[Any, BaseException | None]
 
 
+FULL, LATE = "full", "late"  # why a request is refused
+
+
 class Overloaded(Exception):
-    """The queue is full, or the wait in it was too long. Nothing was done."""
+    """The queue is full, or the wait in it was too long: FULL or LATE. Nothing was done."""
 
 
 class _Call:
@@ -44,11 +41,11 @@ class _Call:
 
     __slots__ = ("_function", "_unclaimed", "answer", "arguments", "context", "loop", "ready_at", "start_by")
 
-    def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any], start_by: float) -> None:
         self._function = function
         self.arguments = arguments
         self.context = copy_context()
-        self.start_by = START_BY.get()
+        self.start_by = start_by
         self.ready_at = time.monotonic()
         self.loop = asyncio.get_running_loop()
         self.answer: asyncio.Future[Outcome] = self.loop.create_future()
@@ -100,9 +97,12 @@ class Threads:
             for _ in taken:
                 self._calls.put(None)
 
-    async def run(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:  # noqa: ANN401 - its own
-        """Call `function` on a thread, in a copy of the current context. Raises Overloaded past START_BY."""
-        call = _Call(function, arguments)
+    async def run(self, function: Callable[..., Any], arguments: Mapping[str, Any], *, start_by: float) -> Any:  # noqa: ANN401 - its own
+        """Call `function` on a thread, in a copy of the current context.
+
+        Raises Overloaded when it has not begun by the monotonic time `start_by`.
+        """
+        call = _Call(function, arguments, start_by)
         self.idle -= 1
         self._waiting.append(call)
         self._calls.put(call)
@@ -125,17 +125,6 @@ class Threads:
         finally:
             del exc  # or its traceback would hold this frame, which holds it
 
-    def endpoint(self, function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-        """Return what FastAPI is given in place of a plain `def`: the same to look at, run on a thread."""
-        if inspect.iscoroutinefunction(function):
-            raise TypeError(f"{function.__name__} runs on a thread: write it with a plain def")
-
-        @functools.wraps(function)
-        async def run(**arguments: Any) -> Any:  # noqa: ANN401 - the function's own
-            return await self.run(function, arguments)
-
-        return run
-
     def _work(self) -> None:
         while call := self._calls.get():
             if call.claim():
@@ -148,8 +137,8 @@ class Threads:
         while self._waiting and (now > self._waiting[0].start_by or not self._waiting[0].waits):
             call = self._waiting.popleft()
             if call.claim():
-                metrics.REFUSED.add("threads", "late")
-                call.settle((None, Overloaded()))
+                metrics.REFUSED.add("threads", LATE)
+                call.settle((None, Overloaded(LATE)))
         self._looks = bool(self._waiting)
         if self._looks:
             loop.call_later(TICK, self._look, loop)

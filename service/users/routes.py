@@ -14,7 +14,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from service.database.deadlines import DeadlineExceeded
 from service.database.pool import Database, DatabaseUnavailable
 from service.http.docs import answers
-from service.http.gate import give_core_back
+from service.http.endpoint import release_hashing_permit
 from service.http.problems import PROBLEMS, Table
 from service.users import queries
 from service.users.errors import USER_PROBLEMS, UserNotFound, WrongCredentials
@@ -143,7 +143,7 @@ def _fields(body: Body) -> queries.Fields:
     fields = body.model_dump(exclude={"id"})
     if "password" in fields:
         fields["password_hash"] = hash_password(fields.pop("password"))
-        give_core_back()
+        release_hashing_permit()
     return fields
 
 

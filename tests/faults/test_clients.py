@@ -18,7 +18,7 @@ from tests.polling import until
 from tests.postgres import Cluster, TestDatabase
 from tests.process import Service
 from tests.scrape import counted
-from tests.stingy import MOST_UNSENT
+from tests.stingy import MAX_UNSENT
 from tests.wire import connect
 
 THREADS = 8
@@ -232,7 +232,7 @@ def test_answers_that_nobody_takes_are_given_up_from_the_oldest_on(
         until(lambda: counted(service, "http_server_connections_evicted_total") > MANY // 8, "most are given up")
         received = sum(map(len, iter(lambda: peer.recv(65536), b"")))
         evicted = counted(service, "http_server_connections_evicted_total")
-    tell(f"{MANY // 4} clients that take no answer, and room for {MOST_UNSENT >> 20} MiB: {evicted:.0f} were given up")
+    tell(f"{MANY // 4} clients that take no answer, and room for {MAX_UNSENT >> 20} MiB: {evicted:.0f} were given up")
     assert received > 8 * PAGE_BYTES
 
 

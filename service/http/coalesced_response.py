@@ -1,14 +1,16 @@
-"""One request and its answer, which leaves in one piece."""
+"""One request and its response, which leaves in one piece."""
 
 import asyncio
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-LARGE = 65_536  # bytes of an answer that are not copied: of the scripts of /docs, all that are sent share one copy
+from service.http.backoff import Backoff
+
+LARGE = 65_536  # bytes of a response that are not copied: all clients of /docs share one copy of its scripts
 
 
-class _Joined:
+class _WriteBuffer:
     """Holds back what is written, to send it in one piece."""
 
     __slots__ = ("_parts", "_transport")
@@ -36,26 +38,41 @@ class _Joined:
         return self._transport.is_closing()
 
 
-class Cycle(RequestResponseCycle):
-    """One request and its answer, whose head waits for its body: sent one by one they cost a tenth of a request."""
+class CoalescedResponse(RequestResponseCycle):
+    """Holds the head back until the body comes: sent one by one they cost a tenth of a request."""
 
+    status = 0
+    sent_bytes = 0
+    backoff: Backoff | None = None  # of responses for which no thread was taken
     _start: ASGISendEvent | None = None
 
     async def send(self, message: ASGISendEvent) -> None:
-        """Take a part of the answer from the application."""
+        """Take a part of the response from the application."""
         if message["type"] == "http.response.start" and not self.response_started:
             self._start = message  # in place of an earlier one, to which no body came: the application failed
+            self.status = message["status"]
             return
         if not self._start:
             await super().send(message)
             return
         start, self._start = self._start, None
+        self.sent_bytes = len(message.get("body", b""))  # type: ignore[arg-type] # the only type of message that follows
+        if not self.keep_alive:
+            await self._back_off()
         transport = self.transport
-        joined = _Joined(transport)
-        self.transport = joined  # type: ignore[assignment] # as much of one as is asked for here
+        buffer = _WriteBuffer(transport)
+        self.transport = buffer  # type: ignore[assignment] # as much of one as is asked for here
         try:
             await super().send(start)
             await super().send(message)
         finally:
             self.transport = transport
-            joined.flush()
+            buffer.flush()
+
+    async def _back_off(self) -> None:
+        """Hold back the last response on its connection: when it has it, the client is free to connect again."""
+        admitted = self.scope["arrival"].admitted  # type: ignore[typeddict-item] # put there by protocol.py
+        if self.backoff and not admitted and not self.disconnected:
+            turn = asyncio.Event()
+            if self.backoff.enter(turn.set):
+                await turn.wait()

@@ -1,0 +1,20 @@
+"""What the server and the application tell each other about one request."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from service.http.admission import Permit
+
+
+@dataclass(slots=True)
+class Arrival:
+    """In a request's scope as `arrival`: put there by protocol.py, or by the middleware under another server."""
+
+    received_at: float = field(default_factory=time.monotonic)
+    disconnected: Callable[[], bool] = lambda: False  # whether the client has left
+    permit: Permit | None = None  # acquired by the server; released before the response is sent
+    yields: bool = False  # a log-in failed on this connection: it comes after others that hash
+
+    admitted: bool = False  # the endpoint was run
+    hashes: bool = False  # it hashed a password

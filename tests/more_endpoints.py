@@ -1,0 +1,62 @@
+"""The service with endpoints as somebody might add them: dependencies, headers, values in place of responses."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
+from fastapi.exceptions import HTTPException
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+
+from service import app
+from service.database.pool import Database
+from service.users import routes as users
+
+ended: list[str] = []
+
+
+class Session(BaseModel):
+    """What an endpoint returns, to be validated."""
+
+    name: str
+    agent: str
+
+
+def current_user(authorization: Annotated[str, Header()]) -> str:
+    """Return who asks."""
+    if not authorization.startswith("Bearer "):
+        raise HTTPException(404)
+    return authorization.removeprefix("Bearer ")
+
+
+def session(user: Annotated[str, Depends(current_user)]) -> Iterator[str]:
+    """Note when it has ended."""
+    yield user
+    ended.append(user)
+
+
+def create_app() -> FastAPI:
+    """Return it; to be started by uvicorn as a factory."""
+    usual = users.routes
+
+    def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:
+        router = usual(database, route_class)
+
+        @router.get("/session", response_model=Session)
+        def read_session(name: Annotated[str, Depends(session)], request: Request) -> dict[str, str]:
+            with database.connection() as conn:
+                conn.execute("SELECT 1")
+            return {"name": name, "agent": request.headers["User-Agent"], "secret": "is not shown"}
+
+        @router.get("/ended")
+        def read_ended() -> Response:
+            return Response(",".join(ended))
+
+        @router.post("/echo", status_code=201)
+        def echo(value: Session) -> Session:
+            return value
+
+        return router
+
+    users.routes = routes
+    return app.create_app()

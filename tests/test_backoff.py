@@ -1,0 +1,111 @@
+"""Connections that wait before they are read again, on a real event loop."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from service.http.backoff import Backoff
+
+SLOW = 1.0  # a second: that is, not within a test
+LONG = 60.0
+
+
+@dataclass
+class Crowd:
+    """Connections, and the order in which they resume."""
+
+    backoff: Backoff
+    resumed: list[int] = field(default_factory=list)
+
+    def come(self, *names: int) -> list[bool]:
+        return [self.backoff.enter(partial(self.resumed.append, name)) for name in names]
+
+    async def until(self, resumed: list[int]) -> None:
+        async with asyncio.timeout(10):
+            while self.resumed != resumed:  # noqa: ASYNC110 - it is what is tested that must come about
+                await asyncio.sleep(0.001)
+
+
+class Room:
+    """Whether there is room."""
+
+    def __init__(self, *, there_is: bool) -> None:
+        self.there_is = there_is
+
+    def __call__(self) -> bool:
+        return self.there_is
+
+
+def play(rate: float, pause: float, room: Room, scene: Callable[[Crowd], Coroutine[Any, Any, None]]) -> None:
+    async def run() -> None:
+        await scene(Crowd(Backoff(rate=rate, pause=pause, has_room=room)))
+
+    asyncio.run(run())
+
+
+def test_nobody_waits_while_there_is_room() -> None:
+    async def scene(crowd: Crowd) -> None:
+        assert crowd.come(1, 2, 3) == [False] * 3
+
+    play(SLOW, LONG, Room(there_is=True), scene)
+
+
+def test_without_room_they_resume_in_their_order_at_the_rate() -> None:
+    async def scene(crowd: Crowd) -> None:
+        began = time.monotonic()
+        assert crowd.come(*range(20)) == [True] * 20
+        await crowd.until(list(range(20)))
+        assert time.monotonic() - began >= 0.19
+
+    play(100, 0, Room(there_is=False), scene)
+
+
+def test_none_resumes_within_the_pause() -> None:
+    async def scene(crowd: Crowd) -> None:
+        began = time.monotonic()
+        crowd.come(1, 2)
+        await crowd.until([1, 2])
+        assert time.monotonic() - began >= 0.2
+
+    play(10_000, 0.2, Room(there_is=False), scene)
+
+
+def test_a_costly_answer_keeps_the_next_connections_for_longer() -> None:
+    async def scene(crowd: Crowd) -> None:
+        began = time.monotonic()
+        crowd.backoff.enter(partial(crowd.resumed.append, 1), cost=20)
+        crowd.come(2)
+        await crowd.until([1, 2])
+        assert time.monotonic() - began >= 0.2
+
+    play(100, 0, Room(there_is=False), scene)
+
+
+def test_they_resume_in_their_order_as_soon_as_there_is_room() -> None:
+    room = Room(there_is=False)
+
+    async def scene(crowd: Crowd) -> None:
+        crowd.come(*range(100))
+        room.there_is = True
+        assert crowd.come(100) == [True]  # behind those that wait
+        await crowd.until(list(range(101)))
+        assert crowd.come(101) == [False]
+
+    play(SLOW, LONG, room, scene)
+
+
+def test_a_connection_that_has_ended_does_not_resume() -> None:
+    room = Room(there_is=False)
+
+    async def scene(crowd: Crowd) -> None:
+        gone = partial(crowd.resumed.append, 1)
+        crowd.backoff.enter(gone)
+        crowd.come(2)
+        crowd.backoff.cancel(gone)
+        room.there_is = True
+        await crowd.until([2])
+
+    play(SLOW, LONG, room, scene)

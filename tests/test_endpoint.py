@@ -1,0 +1,54 @@
+"""Endpoints that somebody adds, with what FastAPI's documentation tells of."""
+
+import sys
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from service.http.admission import Admission
+from service.http.endpoint import Resources, endpoint_route
+from service.http.threads import Threads
+from tests.polling import until
+from tests.postgres import TestDatabase
+from tests.problems import is_problem
+from tests.process import Service
+
+
+@pytest.fixture(scope="module")
+def service(database: TestDatabase) -> Iterator[Service]:
+    uvicorn = "-m uvicorn --factory tests.more_endpoints:create_app --port 0"
+    with Service(database.environment, argv=[sys.executable, *uvicorn.split()]) as service:
+        yield service
+
+
+def test_a_dependency_is_solved_and_what_it_yields_is_ended(client: httpx.Client) -> None:
+    answer = client.get("/session", headers={"Authorization": "Bearer ada", "User-Agent": "test"})
+    assert (answer.status_code, answer.json()) == (200, {"name": "ada", "agent": "test"})
+    until(lambda: client.get("/ended").text == "ada", "the dependency has ended")
+
+
+def test_what_a_dependency_refuses_is_a_problem(client: httpx.Client) -> None:
+    is_problem(client.get("/session", headers={"Authorization": "Basic x"}), 404, "not-found")
+    problem = is_problem(client.get("/session"), 422, "invalid-request")
+    assert problem["errors"][0]["loc"] == ["header", "authorization"]
+
+
+def test_a_value_becomes_the_response_that_the_route_declares(client: httpx.Client) -> None:
+    answer = client.post("/echo", json={"name": "ada", "agent": "test"})
+    assert (answer.status_code, answer.json()) == (201, {"name": "ada", "agent": "test"})
+
+
+def test_an_endpoint_must_be_a_plain_def(resources: Resources) -> None:
+    async def wrong() -> None:
+        """Would hold the event loop while it waits for the database."""
+
+    with pytest.raises(TypeError, match="wrong runs on a thread: write it with a plain def"):
+        endpoint_route(resources)("/wrong", wrong)
+
+
+@pytest.fixture
+def resources() -> Resources:
+    threads = Threads(1)
+    admission = Admission(1, backlog=0, name="threads", queue_length=1, queue_wait=1)
+    return Resources(threads, admission, admission, hashes=lambda _: False, deadline=1)
