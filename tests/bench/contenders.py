@@ -15,17 +15,18 @@ EVERYTHING = ("one", "page", "page1000", "create", "update", "mix")
 
 @dataclass(frozen=True)
 class Contender:
-    """A server to start. `command` follows the interpreter; `{port}` stands for a free port."""
+    """A server to start. `command` follows the program, which is this interpreter; `{port}` stands for a free port."""
 
     name: str
     title: str
     command: str
     workloads: tuple[str, ...] = EVERYTHING
     ours: bool = False
+    program: str = sys.executable
 
     def argv(self, port: int) -> list[str]:
         """Return the command line."""
-        return [sys.executable, *self.command.format(port=port).split()]
+        return [self.program, *self.command.format(port=port).split()]
 
 
 OURS = Contender("ours", "this service", "-m service serve", ours=True)
@@ -35,6 +36,9 @@ CONTENDERS = {
     for contender in (
         OURS,
         Contender("asyncpg", "async def, asyncpg, models", f"{UVICORN} {PEERS}.asyncpg_models:app"),
+        Contender("fastapi_raw", "async def, asyncpg, JSON by PostgreSQL", f"{UVICORN} {PEERS}.fastapi_raw:app"),
+        Contender("starlette_raw", "Starlette, asyncpg, JSON by PostgreSQL", f"{UVICORN} {PEERS}.starlette_raw:app"),
+        Contender("fastify", "Fastify, node-postgres", "tests/bench/peers/fastify/server.js {port}", program="node"),
         Contender("psycopg", "async def, psycopg_pool", f"{UVICORN} {PEERS}.psycopg_async:app"),
         Contender("textbook", "def, SQLAlchemy by Depends (textbook)", f"{UVICORN} {PEERS}.sqlalchemy_textbook:app"),
         Contender("sqlalchemy", "async def, SQLAlchemy, asyncpg", f"{UVICORN} {PEERS}.sqlalchemy_async:app"),

@@ -35,6 +35,7 @@ def describe(cluster: Cluster) -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "PostgreSQL": f"{version.split()[-1]}, over TCP on 127.0.0.1, with a password",
         "wrk": (_output("wrk", "-v").split() or ["", "unknown"])[1],
+        "Node": _output("node", "--version") or "none",
         "packages": ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES),
     }
 

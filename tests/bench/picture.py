@@ -14,6 +14,9 @@ LIMIT = "constant"
 COLOURS = {
     OURS.name: "#d81b1b",
     "asyncpg": "#1f77b4",
+    "fastapi_raw": "#0b3c6f",
+    "starlette_raw": "#9aa500",
+    "fastify": "#222222",
     "psycopg": "#17a2b8",
     "textbook": "#7b3fa0",
     "sqlalchemy": "#d98200",
@@ -22,7 +25,7 @@ COLOURS = {
     "django": "#d46a9f",
     LIMIT: "#888888",
 }
-MARKS = dict(zip(COLOURS, "osD^vPph.", strict=True))  # who cannot tell the colours has the shapes
+MARKS = dict(zip(COLOURS, "os<>XD^vPph.", strict=True))  # who cannot tell the colours has the shapes
 FIGURES = {"rate": "requests a second", "p99": "p99, milliseconds"}
 
 

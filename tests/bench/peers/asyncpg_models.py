@@ -1,21 +1,17 @@
 """FastAPI with `async def` and an asyncpg pool: the form that benchmarks of Python services recommend.
 
-The pool has asyncpg's default size, 10, and its prepared statements, which are on by default. A statement needs no
-transaction around it, so `pool.fetchrow` it is. By default a connection that comes back costs a second round trip, for
-`RESET ALL` and the like; these statements leave nothing behind in a session, so `reset` is nothing, as those who look
-for speed have it. An endpoint returns the rows, and FastAPI validates and writes them with the response model by
-pydantic's Rust code, straight to bytes. Hashing goes to a thread.
+A statement needs no transaction around it, so `pool.fetchrow` it is. An endpoint returns the rows, and FastAPI
+validates and writes them with the response model by pydantic's Rust code, straight to bytes. Hashing goes to a thread.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
 from fastapi import FastAPI, HTTPException, Request
 
-from tests.bench.peers.models import DATABASE_URL, NewUser, PageSize, User, UserChange, hasher
+from tests.bench.peers.asyncpg_pool import lifespan
+from tests.bench.peers.models import NewUser, PageSize, User, UserChange, hasher
 
 COLUMNS = "id, fname, lname, email, created_at, updated_at"
 
@@ -35,16 +31,6 @@ UPDATE_USER = f"""
     WHERE id = $4
     RETURNING {COLUMNS}
 """
-
-
-async def leave_as_it_is(conn: Any) -> None:
-    pass
-
-
-@asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    async with asyncpg.create_pool(DATABASE_URL, reset=leave_as_it_is) as app.state.pool:
-        yield
 
 
 app = FastAPI(lifespan=lifespan)
