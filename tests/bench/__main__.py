@@ -1,4 +1,4 @@
-"""The command line: measure against the peers (the default), how cost grows, or where the time goes."""
+"""The command line: measure against the peers (the default), clients that ignore Retry-After, growth, or a profile."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.bench import growth, machine, measure, picture, profile, report, wrk
+from tests.bench import fastify, growth, machine, measure, picture, profile, report, storm, wrk
 from tests.bench.contenders import CONTENDERS, OURS
 from tests.bench.workloads import WORKLOADS
 
@@ -20,6 +20,7 @@ EVERYBODY = [*CONTENDERS, *measure.LIMITS]
 RESULTS = Path(__file__).with_name("results")
 PAGES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "peers": ("Against the peers", lambda saved: report.comparison(saved["samples"])),
+    "storm": ("Clients that ignore Retry-After", storm.sections),
     "growth": ("How cost grows", growth.sections),
     "profile": ("Where the time goes", profile.sections),
 }
@@ -31,20 +32,26 @@ say = partial(print, flush=True)
 def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(prog="make bench ARGS=…", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["peers", "growth", "profile", "draw"], default="peers")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement; one that is slow gets more")
-    parser.add_argument("--contenders", nargs="+", choices=EVERYBODY, default=EVERYBODY)
+    parser.add_argument("what", nargs="?", choices=["peers", "storm", "growth", "profile", "draw"], default="peers")
+    parser.add_argument("--rounds", type=int, help="5, or 3 of a storm")
+    parser.add_argument(
+        "--seconds", type=float, help="of each measurement: 1, or 4 of a storm; one that is slow gets more"
+    )
+    parser.add_argument("--contenders", nargs="+", choices=EVERYBODY)
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--concurrency", nargs="+", type=int, default=[], help="of every workload in every round")
     parser.add_argument("--pin", action="store_true", help="keep each peer to one core, as ours does by itself")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder to write to")
     options = parser.parse_args()
+    is_storm = options.what == "storm"
+    options.rounds = options.rounds or (3 if is_storm else 5)
+    options.seconds = options.seconds or (4.0 if is_storm else 1.0)
+    options.contenders = options.contenders or (list(storm.CONTENDERS) if is_storm else EVERYBODY)
     options.results.mkdir(parents=True, exist_ok=True)
     for number in STOPS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, _stop)
-    {"peers": peers, "growth": grow, "profile": take_apart, "draw": draw}[options.what](options)
+    {"peers": peers, "storm": overload, "growth": grow, "profile": take_apart, "draw": draw}[options.what](options)
 
 
 def peers(options: argparse.Namespace) -> None:
@@ -53,7 +60,7 @@ def peers(options: argparse.Namespace) -> None:
     plan = measure.Plan(
         rounds=options.rounds,
         seconds=options.seconds,
-        contenders=tuple(options.contenders),
+        contenders=_available(options.contenders),
         workloads=tuple(options.workloads),
         concurrency=tuple(options.concurrency),
         pin=options.pin,
@@ -76,6 +83,21 @@ def peers(options: argparse.Namespace) -> None:
         finally:
             if run.samples:
                 keep()
+    draw(options)
+
+
+def overload(options: argparse.Namespace) -> None:
+    """Measure what clients that ignore Retry-After do."""
+    wrk.require()
+    plan = storm.Plan(
+        rounds=options.rounds,
+        seconds=options.seconds,
+        contenders=_available(options.contenders),
+        clients=tuple(options.concurrency) or storm.CLIENTS,
+    )
+    say(f"this takes about {plan.minutes():.0f} minutes; Ctrl-C keeps what was measured")
+    for results in storm.measure(plan, say):
+        _save(options.results / "storm.json", results)
     draw(options)
 
 
@@ -105,7 +127,17 @@ def draw(options: argparse.Namespace) -> None:
             source.with_suffix(".md").write_text(report.markdown(title, saved["machine"], sections(saved)))
             if name == "peers":
                 picture.draw(saved["samples"], source.with_suffix(".svg"))
+            if name == "storm":
+                storm.draw(saved["samples"], source.with_suffix(".svg"))
     say(f"the tables are in {options.results}")
+
+
+def _available(names: Sequence[str]) -> tuple[str, ...]:
+    """Return those that this machine can run, and say who is left out and why."""
+    if "fastify" in names and (lack := fastify.install()):
+        say(f"fastify is left out: {lack}")
+        return tuple(name for name in names if name != "fastify")
+    return tuple(names)
 
 
 def _save(path: Path, results: Mapping[str, Mapping[str, str] | Sequence[Mapping[str, Any]]]) -> None:
