@@ -27,6 +27,8 @@ LONGEST_EMAIL = f"{'x' * 64}@{'a' * 63}.{'b' * 63}.{'c' * 57}.com"
         (f"   {'x' * 100}   ", "x" * 100),
         ("\N{PILE OF POO}" * 100, "\N{PILE OF POO}" * 100),
         ("e\N{COMBINING ACUTE ACCENT}" * 100, "é" * 100),
+        ("\u03b1\u0313\u0300\u0345" * 100, "\u1f82" * 100),  # no character is made of more
+        (f"{' ' * 30_000}Ada{' ' * 30_000}", "Ada"),
     ],
 )
 @pytest.mark.parametrize("field", ["fname", "lname"])
