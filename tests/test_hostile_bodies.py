@@ -18,7 +18,8 @@ NOT_JSON = [
     b" ", b"{", b"}", b"nan", b"undefined", b"{'fname': 'Ada'}", b'{"fname": "Ada",}', b"{} {}", b"{}x", b"01", b"+1",
     b"fname=Ada", b"<user/>", b"\x00", b"\xff\xfe", b'{"fname": "\xff"}', b'{"fname": "\xc3"}', b'{"a": "\xc0\x80"}',
     b'{"fname": "\\ud8"}', b'{"fname": "\\x41"}', b'{"fname": "a\nb"}', b'{"fname": "a\x00b"}', b'{"fname": "Ada"',
-    *(json.dumps(new_user()).encode(encoding) for encoding in ("utf-16", "utf-32-be")),
+    b'{"fname": "\xed\xa0\x80"}', b'"' + b"\xed\xa0\x80" * 20_000 + b'"',  # half a surrogate pair is no UTF-8
+    *(json.dumps(new_user()).encode(encoding) for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32-be")),
 ]  # fmt: skip
 
 NO_FIT = [
@@ -31,12 +32,16 @@ NO_FIT = [
 ]  # fmt: skip
 
 NO_TEXT: list[Any] = [None, True, False, 0, 1.5, -1, [], ["Ada"], {}, {"Ada": "Ada"}, "\ud800", "a\udfffb"]
+MARKS = "\N{COMBINING ACUTE ACCENT}\N{COMBINING DOT BELOW}" * 5000
+GROWS = "\N{HEBREW LETTER SHIN WITH DAGESH AND SHIN DOT}"  # to three characters, in NFC
 NO_NAME = ["", " ", "\t", "\N{IDEOGRAPHIC SPACE}", "x" * 101, "x" * 60_000, "\0", "Ada\0", "a\nb", "a\tb", "\x1b[31m",
-           "\x7f", "\x85", "\x9f"]  # fmt: skip
+           "\x7f", "\x85", "\x9f", " " * 60_000, MARKS, "a" + MARKS[:400],
+           GROWS * 34]  # fmt: skip
 NO_EMAIL = ["", "ada", "ada@", "@example.com", "a@b@example.com", "a b@example.com", "a@exam ple.com", "a@example..com",
             "a@.com", "a\0@example.com", "a@example.com\0", "a@example.com\r\nBcc: b@example.com", "a@example.com\n",
             "Ada <a@example.com>", "a@-example.com", "a@" + "x." * 126 + "com",
-            "a@" + "x" * 60_000, "\x7f@example.com"]  # fmt: skip
+            "a@" + "x" * 60_000, "\x7f@example.com", MARKS, f"a{MARKS}@example.com", f"a@{MARKS}.com",
+            "\N{LATIN SMALL LETTER E WITH ACUTE}" * 122 + "@example.com"]  # fmt: skip
 NO_PASSWORD = ["", "1234567", "x" * 129, "x" * 60_000, "correct\0horse", "\0" * 8, "\ud800" * 8]
 BAD_IDS: list[Any] = [
     0,
@@ -117,6 +122,22 @@ def test_json_that_does_not_fit_is_invalid(client: httpx.Client, method: str, pa
     assert len(response.content) < 10_000, "a large mistake gets no larger answer"
 
 
+@pytest.mark.parametrize(("method", "path"), WRITES)
+def test_more_fields_than_any_body_has_are_one_error(client: httpx.Client, method: str, path: str) -> None:
+    required = len(right_body(method, path))
+    few, many = ({f"x{number}": number for number in range(count - required)} for count in (100, 101))
+    assert ["body", "x0"] in named(send(client, method, path, **few))
+    assert named(send(client, method, path, **many)) == [["body"]]
+
+
+@pytest.mark.parametrize(("start", "end"), [(b"[", b"]"), (b'{"a":', b"}")], ids=["lists", "objects"])
+def test_json_of_any_depth_is_invalid(client: httpx.Client, start: bytes, end: bytes) -> None:
+    # Python's own limit is near a thousand, and depends on who calls.
+    for depth in (*range(95, 105), *range(900, 1010)):
+        body = start * depth + b"0" + end * depth
+        is_problem(client.post("/users", content=body, headers=JSON), 422, "invalid-request")
+
+
 @pytest.mark.parametrize(("method", "path"), WRITES[:3])
 @pytest.mark.parametrize(("field", "value"), BAD_FIELDS, ids=short)
 def test_a_field_that_does_not_fit_is_named(
@@ -143,8 +164,11 @@ def test_a_credential_that_is_no_text_is_named(client: httpx.Client, field: str,
 
 @pytest.mark.parametrize("field", ["email", "password"])
 @pytest.mark.parametrize(
-    "value", ["", "x", " ", "x" * 60_000, "a\nb", "%", "' OR 1=1 --", "\N{PILE OF POO}", "\uffff"], ids=short
-)
+    "value",
+    ["", "x", " ", "x" * 60_000, "a\nb", "%", "' OR 1=1 --", "\N{PILE OF POO}", "\uffff", MARKS, f"{MARKS}@example.com",
+     f'"{"x" * 60_000}"@example.com'],
+    ids=short,
+)  # fmt: skip
 def test_any_other_text_is_a_wrong_credential(client: httpx.Client, field: str, value: str) -> None:
     is_problem(send(client, "POST", "/users/authenticate", **{field: value}), 401, "wrong-credentials")
 
