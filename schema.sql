@@ -19,11 +19,12 @@ CREATE TABLE IF NOT EXISTS public."user" (
     CONSTRAINT user_pkey PRIMARY KEY (id)
 );
 
--- The older form, recognised by its column `password`.
+-- The older form has a column `password` and no `password_hash`: somebody may add another `password` to today's.
 DO $$
 BEGIN
-    IF EXISTS (SELECT FROM pg_attribute
-               WHERE attrelid = 'public."user"'::regclass AND attname = 'password' AND NOT attisdropped)
+    IF (SELECT array_agg(attname::text) FROM pg_attribute
+        WHERE attrelid = 'public."user"'::regclass AND attname IN ('password', 'password_hash') AND NOT attisdropped)
+       = ARRAY['password']
     THEN
         ALTER TABLE public."user"
             ALTER COLUMN id DROP DEFAULT,

@@ -14,9 +14,11 @@ from service.database.schema import SchemaError
 from service.database.sessions import Session
 from service.http.health import Readiness
 from service.settings import Settings, SettingsError
-from service.users.upgrade import UPGRADE
+from service.users import upgrade as users
 
 logger = logging.getLogger(__name__)
+
+UPGRADES = (users.UPGRADE,)  # another resource: one more here
 
 RETRY = 0.5  # seconds: a service that waits for its database serves within a second of its arrival
 
@@ -58,7 +60,7 @@ def prepare_server(server: Callable[[], str], settings: Settings, say: Callable[
     Raises what `inspect_server` does, and SchemaError.
     """
     with _inspected(server, settings) as (session, _, conn):
-        schema.apply(conn, session, UPGRADE, say)
+        schema.apply(conn, session, UPGRADES, say)
         return session
 
 

@@ -7,7 +7,7 @@ by its hash: a start that finds its own takes two round trips and no lock.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,31 +49,31 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Upgrade:
-    """What a resource does for a table of its own that is older than schema.sql.
+    """What a resource does for a table of its own that is missing, or older than schema.sql.
 
-    `check(conn)` tells whether the table has today's form, or raises SchemaError when it cannot be brought to
-    it. `prepare(conn, say)` readies its rows, and what it does stays.
+    `check(conn, say)` tells whether the table has today's form, or raises SchemaError when schema.sql cannot bring
+    it to that. `prepare(conn, say)` readies its rows, and what it does stays.
     """
 
-    check: Callable[[Connection[Any]], bool]
-    prepare: Callable[[Connection[Any], Say], None]
+    check: Callable[[Connection[Any], Say], bool]
+    prepare: Callable[[Connection[Any], Say], None] = lambda _conn, _say: None
 
 
 class SchemaError(Exception):
     """The schema cannot be brought up to date, and nothing was lost; the text says why and what to do."""
 
 
-def apply(conn: Connection[Any], session: Session, upgrade: Upgrade, say: Say) -> None:
+def apply(conn: Connection[Any], session: Session, upgrades: Sequence[Upgrade], say: Say) -> None:
     """Bring the schema up to date over `conn`, which is in autocommit mode, opened for `session`.
 
     What takes long is told through `say`. Raises SchemaError.
     """
     text = SCHEMA.read_bytes()
     with _told_in_one_line(conn):
-        if _applied(conn, text) and upgrade.check(conn):
+        if _applied(conn, text) and _in_form(conn, upgrades, say):
             return
     with _alone(session, say), _told_in_one_line(conn):
-        if _applied(conn, text) and upgrade.check(conn):
+        if _applied(conn, text) and _in_form(conn, upgrades, say):
             return  # by another process, meanwhile
         if not session.preamble:  # behind a pooler there is none, and this would stay there for others
             conn.execute("SET statement_timeout = 0")  # a large table takes as long as it takes
@@ -81,7 +81,7 @@ def apply(conn: Connection[Any], session: Session, upgrade: Upgrade, say: Say) -
             if attempt:
                 time.sleep(PAUSE)
             try:
-                _apply(conn, text, upgrade, say)
+                _apply(conn, text, upgrades, say)
             except (errors.LockNotAvailable, errors.DeadlockDetected):
                 say("the tables are busy, trying again")
             except errors.CheckViolation as exc:  # rows that came after `prepare`
@@ -91,12 +91,13 @@ def apply(conn: Connection[Any], session: Session, upgrade: Upgrade, say: Say) -
         raise SchemaError("the tables are too busy to change: stop the older service, or try at a quieter time")
 
 
-def _apply(conn: Connection[Any], text: bytes, upgrade: Upgrade, say: Say) -> None:
-    todays_form = upgrade.check(conn)
+def _apply(conn: Connection[Any], text: bytes, upgrades: Sequence[Upgrade], say: Say) -> None:
+    todays_form = _in_form(conn, upgrades, say)
     try:
         with suppress(errors.CheckViolation), conn.transaction(force_rollback=True):
             conn.execute(text)  # a rehearsal: what `prepare` does stays, so it must not be in vain
-        upgrade.prepare(conn, say)
+        for upgrade in upgrades:
+            upgrade.prepare(conn, say)
         with conn.transaction():
             conn.execute(text)
             conn.execute(CREATE_APPLIED)
@@ -107,6 +108,10 @@ def _apply(conn: Connection[Any], text: bytes, upgrade: Upgrade, say: Say) -> No
         say("schema.sql was applied by another role, it seems, and this one need not do it again")
     else:
         say("schema.sql is applied")
+
+
+def _in_form(conn: Connection[Any], upgrades: Sequence[Upgrade], say: Say) -> bool:
+    return all(upgrade.check(conn, say) for upgrade in upgrades)
 
 
 def _applied(conn: Connection[Any], text: bytes) -> bool:
