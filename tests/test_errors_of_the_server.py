@@ -240,15 +240,15 @@ def test_a_bug_is_told_to_the_log_and_not_to_the_client(
     serves_again(impatient)
 
 
-def test_a_bug_that_concerns_a_row_logs_neither_its_password_nor_the_hash(
+def test_an_error_that_concerns_a_row_logs_neither_its_password_nor_the_hash(
     impatient: Service, database: TestDatabase
 ) -> None:
     with database.connect() as conn:
         conn.execute("ALTER TABLE \"user\" ADD CONSTRAINT no_ada CHECK (fname <> 'Ada')")
         response = impatient.client.post("/users", json=new_user())
         conn.execute('ALTER TABLE "user" DROP CONSTRAINT no_ada')
-    is_problem(response, 500, "internal-error")
+    is_problem(response, 409, "rule-violated")
     request_id = response.headers["X-Request-ID"]
-    until(lambda: f"[{request_id}] POST /users 500" in impatient.log, "the request is logged")
+    until(lambda: f"[{request_id}] POST /users 409" in impatient.log, "the request is logged")
     assert "correct horse" not in impatient.log
     assert "$argon2id$" not in impatient.log

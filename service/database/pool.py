@@ -40,6 +40,10 @@ RECONNECT_TIMEOUT = 0.5
 # The server's last words in a session.
 GOODBYES = (errors.AdminShutdown, errors.CrashShutdown, errors.CannotConnectNow, errors.IdleInTransactionSessionTimeout)
 
+# An administrator's doing, under the running service: a table that is being restored, a privilege revoked, a sequence
+# limited.
+REFUSALS = (errors.UndefinedTable, errors.InsufficientPrivilege, errors.SequenceGeneratorLimitExceeded)
+
 
 class DatabaseUnavailable(Exception):
     """No connection can be had, or the server cannot carry out a statement. Nothing was done."""
@@ -279,7 +283,9 @@ class _Lent:
         if isinstance(exc, errors.ReadOnlySqlTransaction):  # after a failover: this node is a standby now
             self._drain(self._conn)
             return DatabaseUnavailable("the server became read-only")
-        if not isinstance(exc, OperationalError):
+        if isinstance(exc, REFUSALS):
+            logger.error("the server refused a statement: %s", exc.diag.message_primary)
+        elif not isinstance(exc, OperationalError):
             return None
         if self._loan.cut:
             return ConnectionCut("the connection was cut at the request's deadline")

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from psycopg import errors
+from psycopg import IntegrityError, errors
 
 from service.database.pool import PooledConnection
-from service.users.errors import EmailTaken, IdTaken, UserNotFound
+from service.users.errors import EmailTaken, IdTaken, UserNotFound, UserReferenced
 
 Fields = dict[str, Any]  # of a user: fname, lname, email, password_hash
 
@@ -130,8 +130,20 @@ DELETE_USER = """
 
 
 def delete_user(conn: PooledConnection, user_id: int) -> None:
-    """Delete the user."""
+    """Delete the user. Call it inside `references`."""
     _found(conn.row(DELETE_USER, {"id": user_id}))
+
+
+@contextmanager
+def references() -> Iterator[None]:
+    """Raise UserReferenced when rows of another table need the user: put it around the borrowed connection.
+
+    A deferred constraint fails at the commit, which behind a pooler comes when the connection is returned.
+    """
+    try:
+        yield
+    except IntegrityError as exc:  # which one depends on ON DELETE, the columns that refer and PostgreSQL's version
+        raise UserReferenced from exc
 
 
 SELECT_CREDENTIALS = f"""

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from fastapi.routing import APIRoute
+from psycopg import Error
 from pydantic import MISSING
 from starlette.convertors import Convertor, register_url_convertor
 
@@ -24,6 +25,7 @@ from service.users.passwords import NOBODY, hash_password, is_outdated, is_passw
 TABLE: Table = {**PROBLEMS, **USER_PROBLEMS}
 ALWAYS = ("invalid-request", "overloaded", "database-unavailable", "deadline-exceeded", "internal-error")
 WITH_BODY = (*ALWAYS, "malformed-json", "unsupported-media-type", "body-too-large", "body-too-slow")
+WRITES = (*WITH_BODY, "rule-violated")
 
 
 class _UserIdConvertor(Convertor[str]):
@@ -50,7 +52,7 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
 
     @router.post(
         "/users", operation_id="createUser", summary="Create a user",
-        status_code=201, response_model=User, responses=answers(TABLE, *WITH_BODY, "email-taken", "id-taken"),
+        status_code=201, response_model=User, responses=answers(TABLE, *WRITES, "email-taken", "id-taken"),
     )  # fmt: skip
     def create_user(user: NewUser) -> Response:
         """Without an `id`, one is generated."""
@@ -86,7 +88,7 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
 
     @router.put(
         "/users/{user_id:user_id}", operation_id="replaceUser", summary="Replace a user",
-        response_model=User, responses=answers(TABLE, *WITH_BODY, "user-not-found", "email-taken"),
+        response_model=User, responses=answers(TABLE, *WRITES, "user-not-found", "email-taken"),
     )  # fmt: skip
     def replace_user(user_id: UserId, user: UserReplacement) -> Response:
         """Never creates one."""
@@ -97,7 +99,7 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
 
     @router.patch(
         "/users/{user_id:user_id}", operation_id="changeUser", summary="Change a user",
-        response_model=User, responses=answers(TABLE, *WITH_BODY, "user-not-found", "email-taken"),
+        response_model=User, responses=answers(TABLE, *WRITES, "user-not-found", "email-taken"),
     )  # fmt: skip
     def change_user(user_id: UserId, change: UserChange) -> Response:
         """Only the given fields change."""
@@ -108,10 +110,10 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
 
     @router.delete(
         "/users/{user_id:user_id}", operation_id="deleteUser", summary="Delete a user",
-        status_code=204, responses=answers(TABLE, *ALWAYS, "user-not-found"),
+        status_code=204, responses=answers(TABLE, *ALWAYS, "user-not-found", "user-referenced", "rule-violated"),
     )  # fmt: skip
     def delete_user(user_id: UserId) -> Response:
-        with database.connection() as conn:
+        with queries.references(), database.connection() as conn:
             queries.delete_user(conn, user_id)
         return Response(status_code=204)
 
@@ -129,7 +131,8 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
         if not is_password(credentials.password, stored) or not user_id:
             raise WrongCredentials
         if is_outdated(stored):
-            with suppress(DatabaseUnavailable, DeadlineExceeded):  # the password is right, whatever becomes of this
+            # The password is right, whatever becomes of this.
+            with suppress(DatabaseUnavailable, DeadlineExceeded, Error):
                 fresh = hash_password(credentials.password)
                 with database.connection() as conn:
                     queries.update_outdated_hash(conn, user_id, stored, fresh)
