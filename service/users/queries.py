@@ -10,7 +10,7 @@ from typing import Any
 
 from psycopg import IntegrityError, errors
 
-from service.database.pool import PooledConnection
+from service.database.pool import DatabaseUnavailable, PooledConnection
 from service.users.errors import EmailTaken, IdTaken, UserNotFound, UserReferenced
 
 Fields = dict[str, Any]  # of a user: fname, lname, email, password_hash
@@ -19,34 +19,48 @@ Fields = dict[str, Any]  # of a user: fname, lname, email, password_hash
 COLUMNS = "id, fname, lname, email, created_at, updated_at"
 USER_JSON = f"row_to_json((SELECT u FROM (SELECT {COLUMNS}) AS u))::text"  # where a SELECT can name them, it is faster
 
-# The constraints of schema.sql, and the UNIQUE (email) that an older table may have kept.
-UNIQUE = {"user_pkey": IdTaken, "user_email_lower_key": EmailTaken, "user_email_key": EmailTaken}
+# The index of schema.sql, and the UNIQUE (email) that an older table may have kept.
+UNIQUE_EMAIL = ("user_email_lower_key", "user_email_key")
 
 
 @contextmanager
-def _unique() -> Iterator[None]:
+def _unique_email() -> Iterator[None]:
     try:
         yield
     except errors.UniqueViolation as exc:
-        if taken := UNIQUE.get(exc.diag.constraint_name or ""):
-            raise taken from exc
+        if exc.diag.constraint_name in UNIQUE_EMAIL:
+            raise EmailTaken from exc
         raise
 
 
+# The first generated id that is free: rows restored by hand may have taken the next ones, at 1.3 s a million. No two
+# callers get the same id. ON CONFLICT, as an error would end the transaction that a pooler needs.
 INSERT_USER = f"""
     INSERT INTO public."user"
            (id, fname, lname, email, password_hash)
-    VALUES (coalesce(%(id)s, nextval(pg_get_serial_sequence('public."user"', 'id'))),
+    VALUES (coalesce(%(id)s, (
+                SELECT id
+                FROM (SELECT nextval((SELECT pg_get_serial_sequence('public."user"', 'id')::regclass)) AS id
+                      FROM (SELECT generate_series(1, 2147483647)) AS attempts) AS generated
+                WHERE NOT EXISTS (SELECT FROM public."user" AS taken WHERE taken.id = generated.id)
+                LIMIT 1)),
             %(fname)s, %(lname)s, %(email)s, %(password_hash)s)
+    ON CONFLICT (id) DO NOTHING
     RETURNING id, {USER_JSON}
 """
+
+ATTEMPTS = 5  # at a generated id: each fails only when somebody else inserts that very id at the same moment
 
 
 def insert_user(conn: PooledConnection, user_id: int | None, fields: Fields) -> tuple[int, str]:
     """Create a user, with a generated id when none is given. Raises IdTaken, EmailTaken."""
-    with _unique():
-        user_id, user = _found(conn.row(INSERT_USER, {"id": user_id, **fields}))
-    return user_id, user
+    with _unique_email():
+        for _ in range(ATTEMPTS if user_id is None else 1):
+            if row := conn.row(INSERT_USER, {"id": user_id, **fields}):
+                return row[0], row[1]
+    if user_id is None:
+        raise DatabaseUnavailable("somebody else takes every id that is generated")
+    raise IdTaken
 
 
 # One value, as a row for each user cost PostgreSQL a quarter more, and the thread that fetched them a third.
@@ -117,7 +131,7 @@ def update_user(conn: PooledConnection, user_id: int, fields: Fields) -> str:
     """Change the given fields and return the user. Raises EmailTaken."""
     unchanged = {"fname": None, "lname": None, "email": None, "password_hash": None}
     user: str
-    with _unique():
+    with _unique_email():
         (user,) = _found(conn.row(UPDATE_USER, {**unchanged, **fields, "id": user_id}))
     return user
 

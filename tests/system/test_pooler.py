@@ -12,8 +12,10 @@ from tests.faults.load import Load
 from tests.faults.sessions import locked
 from tests.polling import until
 from tests.postgres import TestDatabase
+from tests.problems import is_problem
 from tests.process import Service
 from tests.system.pooler import Pooler
+from tests.users import create, new_user
 
 OPTIONS = {"refused": "", "ignored": "ignore_startup_parameters = options"}
 
@@ -94,3 +96,28 @@ def test_a_restart_of_the_pooler_under_load_is_over_within_a_second(
     assert set(load.statuses()) <= {200, 201, 503}
     assert set(load.statuses(back + 1, "GET")) == {200}
     assert first < 1
+
+
+def test_a_deferred_constraint_fails_at_the_commit_and_is_told_there_too(
+    service: Service, database: TestDatabase
+) -> None:
+    user = create(service.client, fname="A")
+    with database.connect() as conn:
+        conn.execute('CREATE TABLE "order" (user_id bigint REFERENCES "user" DEFERRABLE INITIALLY DEFERRED)')
+        conn.execute('INSERT INTO "order" VALUES (%s)', (user["id"],))
+        is_problem(service.client.delete(f"/users/{user['id']}"), 409, "user-referenced")
+        conn.execute('DROP TABLE "order"')
+        conn.execute('ALTER TABLE "user" ADD CONSTRAINT other UNIQUE (fname) DEFERRABLE INITIALLY DEFERRED')
+        is_problem(service.client.post("/users", json=new_user(fname="A")), 409, "rule-violated")
+        conn.execute('ALTER TABLE "user" DROP CONSTRAINT other')
+
+
+def test_a_generated_id_that_is_taken_is_skipped_there_too(service: Service, database: TestDatabase) -> None:
+    last = create(service.client)["id"]
+    with database.connect() as conn:
+        conn.execute("""
+            INSERT INTO "user" (id, fname, lname, email, password_hash)
+            SELECT last_value + n, 'A', 'B', 'taken' || n || '@example.com', '$argon2id$'
+            FROM user_id_seq, generate_series(1, 100) AS n
+            """)
+    assert create(service.client)["id"] == last + 101
