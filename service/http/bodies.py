@@ -59,10 +59,7 @@ async def read_json(request: Request, *, timeout: float) -> Any:  # noqa: ANN401
 
 
 def check_values(body: Any) -> None:  # noqa: ANN401 - any JSON
-    """Raise RequestValidationError when a body has more than MAX_VALUES members and items, and so when it is deep.
-
-    FastAPI parses it again, further down the stack: one that just fitted here was too deep there, and a 500.
-    """
+    """Raise RequestValidationError when a body has more than MAX_VALUES members and items, and so when it is deep."""
     count, unseen = 0, [body]
     while unseen:
         value = unseen.pop()

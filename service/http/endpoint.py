@@ -26,7 +26,7 @@ from service.database.deadlines import DEADLINE
 from service.database.pool import ConnectionBroke
 from service.http.admission import Admission
 from service.http.arrival import Arrival
-from service.http.bodies import read_json
+from service.http.bodies import check_query, read_json
 from service.http.threads import FULL, Overloaded, Threads
 from service.telemetry import metrics
 from service.telemetry.record import RECORD
@@ -134,6 +134,7 @@ class Endpoint:
 
     async def _arguments(self, request: Request, body: Any) -> Mapping[str, Any]:  # noqa: ANN401 - any JSON
         """Return the endpoint's arguments, validated. Raises RequestValidationError."""
+        check_query(request.scope["query_string"])
         dependant = self._route.dependant
         if self._solves:
             stack = request.scope["fastapi_middleware_astack"]  # ends what a dependency yields, after the response
