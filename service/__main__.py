@@ -54,6 +54,7 @@ say = partial(print, flush=True)  # progress is to be seen as it is made, in a f
 
 def main() -> None:
     """Do what the command line says; a mistake of the user's is told in one line, with exit status 2."""
+    _open_closed_streams()
     parser = argparse.ArgumentParser(prog="python -m service", description="A users API over PostgreSQL.")
     commands = {"run": run, "serve": serve, "check": check, "schema": schema}
     parser.add_argument(
@@ -70,6 +71,15 @@ def main() -> None:
         sys.exit(WRONG)
     except KeyboardInterrupt:
         sys.exit(130)  # as shells have it for Ctrl-C
+
+
+def _open_closed_streams() -> None:
+    """Open /dev/null for each standard stream that is closed, or the next file or socket takes its descriptor."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)  # noqa: PTH123, SIM115 - for as long as the process lives
+            os.set_inheritable(stream.fileno(), True)  # noqa: FBT003 - by the workers and PostgreSQL
+            setattr(sys, name, stream)
 
 
 def run(settings: Settings) -> None:
@@ -104,11 +114,12 @@ def schema(settings: Settings) -> None:
 
 def _start(settings: Settings, *, reload: bool) -> None:
     logs.configure(settings.log_format)
-    with _bind(settings) as address, _server(settings) as server:  # in this order: the second may take long
+    # In this order: the second may take long.
+    with _bind(settings) as address, _server(settings, logger.info) as server:
         try:
-            prepare_server(server, settings, say)
+            prepare_server(server, settings, logger.info)
         except ServerUnreachable as exc:
-            print(f"the database does not answer, /readyz is 503 until it does: {exc}", file=sys.stderr)
+            logger.warning("the database does not answer, /readyz is 503 until it does: %s", exc)
         config = uvicorn.Config(
             "service.app:create_app",
             factory=True,
@@ -170,13 +181,13 @@ def _address_is_told(settings: Settings) -> Iterator[None]:
 
 
 @contextmanager
-def _server(settings: Settings) -> Iterator[Callable[[], str]]:
+def _server(settings: Settings, say: Callable[[str], object] = say) -> Iterator[Callable[[], str]]:
     """Have a server while the block runs; yields what returns its connection string."""
     if not settings.embedded:
         yield settings.server
         return
     with embedded.running(DATA) as server:
-        print(f"Using the embedded PostgreSQL, data in {DATA}; set DATABASE_URL to use your own.", flush=True)
+        say(f"Using the embedded PostgreSQL, data in {DATA}; set DATABASE_URL to use your own.")
         yield server
 
 

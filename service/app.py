@@ -73,6 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with AsyncExitStack() as stack:
+            stack.callback(logs.finish)
             server = stack.enter_context(embedded.running(DATA)) if settings.embedded else settings.server
             startup = Startup(server, settings, database, readiness)
             stack.callback(database.close)

@@ -1,6 +1,5 @@
 """One line for each event, with the id of the request it belongs to: JSON for machines, or text for eyes."""
 
-import asyncio
 import json
 import logging
 import os
@@ -8,11 +7,11 @@ import re
 import sys
 import threading
 import time
-from collections import deque
-from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
+from service.log_writer import LogWriter
+from service.telemetry import metrics
 from service.telemetry.record import RECORD, Record
 
 # PostgreSQL quotes the whole row there, and with it somebody's email and the hash of a password.
@@ -106,70 +105,89 @@ class _Json(_Text):
         return f'{line},"code":"{record.code}"}}' if record.code else line + "}"
 
 
-class _Stdout(logging.Handler):
-    """Standard output. The lines of requests are written together, once in each turn of the event loop."""
+class _Handler(logging.Handler):
+    """Hands lines to the writer, without the library's lock: a finalizer may log while its thread is in the writer."""
 
     def __init__(self, form: _Text) -> None:
         super().__init__()
         self.setFormatter(form)
-        self._form = form
-        self._lines: deque[str] = deque()
-        self._comes = False  # the turn's end, at which they are written
+
+    def createLock(self) -> None:  # noqa: N802 - the library's
+        self.lock = None
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        self.emit(record)
+        return True
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._lines.append(self.format(record))
+            line = self.format(record)
         except Exception:  # noqa: BLE001 - as the library's own handlers do
             self.handleError(record)
-        self.flush()
+        else:
+            _WRITER.write(line)
 
-    def tell(self, record: Record) -> None:
-        self._lines.append(self._form.request(record))
-        if not self._comes:
-            self._comes = True
-            asyncio.get_running_loop().call_soon(self._turn_ends)
-
-    def _turn_ends(self) -> None:
-        self._comes = False
-        self.flush()
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's
+        _WRITER.write(_line("ERROR", f"a message of {record.name} cannot be formatted: {record.msg!r}"))
 
     def flush(self) -> None:
-        with _WRITING:
-            lines = []
-            with suppress(IndexError):  # also when a signal's handler has told something in the midst of this
-                while True:
-                    lines.append(self._lines.popleft())
-            with suppress(OSError, ValueError):  # whoever read it has gone; the requests have not
-                sys.stdout.write("".join(f"{line}\n" for line in lines))
-                sys.stdout.flush()
+        """Called by the library when the process ends."""
+        _WRITER.flush()
 
 
-_WRITING = threading.RLock()
-_STDOUT = _Stdout(_Json())
+def _gap(dropped: int) -> str:
+    return _line("WARNING", f"{dropped:,} lines were dropped here, as whoever reads the log did not take them")
+
+
+def _line(level: str, text: str) -> str:
+    record = {"name": __name__, "levelname": level, "msg": text, "exc_info": sys.exc_info()[1] and sys.exc_info()}
+    return _FORM.format(logging.makeLogRecord(record))
+
+
+logger = logging.getLogger("service")
+
+_WRITER = LogWriter(_gap, lambda dropped: metrics.LOG_LINES_DROPPED.add(number=dropped))
+_FORM: _Text = _Json()
 
 
 def tell(record: Record) -> None:
     """Tell of a request that has ended. To be called on the event loop."""
+    _WRITER.count_drops()
     if record.path != POLLED or record.status != HTTPStatus.OK:
-        _STDOUT.tell(record)
+        _WRITER.write(_FORM.request(record))
+
+
+def finish() -> None:
+    """Write what is in the buffer, for a second at the most; and each line from here on before its logger returns.
+
+    For who ends a worker: uvicorn's last act may be to kill its process with the signal that it was sent.
+    """
+    _WRITER.flush()
 
 
 def configure(form: str) -> None:
     """Send the records of the service, uvicorn and psycopg to standard output, as "json" or "text"."""
-    global _STDOUT  # noqa: PLW0603 - as there is one standard output
-    _STDOUT = _Stdout(
-        _Json() if form == "json" else _Text(coloured=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
-    )
+    global _FORM  # noqa: PLW0603 - as there is one standard output
+    _FORM = _Json() if form == "json" else _Text(coloured=_is_terminal() and "NO_COLOR" not in os.environ)
     # What no line shows is not found out, as the library's documentation has it: 5.5 µs a line in place of 7.9.
     logging._srcfile = None  # noqa: SLF001
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging.basicConfig(level=logging.INFO, handlers=[_STDOUT], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[_Handler(_FORM)], force=True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
     logging.getLogger("uvicorn.access").disabled = True  # http/middleware.py tells of requests
     logging.getLogger("psycopg").setLevel(logging.WARNING)  # the pool tells every checkout at INFO
     logging.getLogger("psycopg.pool").addFilter(_not_repeated)
+    # What Python itself writes to standard error would wait for its reader.
+    logging.captureWarnings(capture=True)
+    sys.excepthook = lambda *exc: logger.critical("unhandled", exc_info=exc)
+    sys.unraisablehook = lambda it: logger.error("unhandled in %r", it.object, exc_info=it.exc_value)
+    threading.excepthook = lambda it: logger.error("unhandled in %s", it.thread, exc_info=it.exc_value)
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()  # it is None when it is closed
 
 
 def _not_repeated(record: logging.LogRecord) -> bool:

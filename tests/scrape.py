@@ -10,7 +10,12 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 def scrape(service: Service) -> Samples:
     """Ask over a new connection: whichever worker takes it."""
-    answer = httpx.get(f"{service.url}/metrics", timeout=30)
+    return scrape_url(service.url)
+
+
+def scrape_url(url: str) -> Samples:
+    """Ask a service that is known by its URL only."""
+    answer = httpx.get(f"{url}/metrics", timeout=30)
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=")
     return {

@@ -132,6 +132,10 @@ EVICTED = Counter(
 )
 RETRIES = Counter("http_server_reads_retried_total", "Reads tried once more, as the connection broke under them.")
 
+LOG_LINES_DROPPED = Counter(
+    "log_lines_dropped_total", "Log lines dropped, as whoever reads standard output was too slow, or it failed."
+)
+
 STARTS = Counter("worker_starts_total", "Worker processes started: with WORKERS of them taken off, the restarts.")
 
 UP = Gauge("database_up", "1 while connections can be made, else 0.")
