@@ -1,5 +1,6 @@
 """One line for each event, with the id of the request it belongs to: JSON for machines, or text for eyes."""
 
+import asyncio
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import re
 import sys
 import threading
 import time
+from collections import Counter
 from http import HTTPStatus
 from typing import Any
 
@@ -26,6 +28,13 @@ PLAIN = re.compile(r"[A-Za-z0-9/._~%:@!$&'()*+,;=-]*")
 COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "41"}
 
 POLLED = "/pool"  # twice a second by its page, which tells of nothing but itself
+
+# Lines a second, in each worker, of requests that took no thread: refusals, probes, paths that do not exist. They are
+# cheap to answer, so a flood of them would fill a disk; the rest of them is counted in one line a second.
+CHEAP = 100
+
+LONGEST_PATH = 256  # characters in a line; a request's head may be 64 KiB
+LONGEST_METHOD = 16  # likewise; httptools knows none that is longer, but other servers take any word
 
 
 class _Text(logging.Formatter):
@@ -47,9 +56,10 @@ class _Text(logging.Formatter):
 
     def request(self, record: Record) -> str:
         times = ((record.queued_to_hash, "for a core"), (record.queued, "queued"), (record.held, "held"))
+        target = f"{_cut(record.method, LONGEST_METHOD)} {_cut(record.path, LONGEST_PATH)}"
         more = ", ".join(f"{seconds * 1000:.1f} {what}" for seconds, what in times if seconds is not None)
         return (
-            f"{self.at(time.time())} {self.level('INFO')} [{record.request_id}] {record.method} {record.path}"
+            f"{self.at(time.time())} {self.level('INFO')} [{record.request_id}] {target}"
             f" {record.status} {record.duration * 1000:.1f} ms"
             f"{more and f' ({more})'}{record.code and f' {record.code}'}"
         )
@@ -89,10 +99,11 @@ class _Json(_Text):
 
     def request(self, record: Record) -> str:
         # Put together by hand, as json.dumps takes 6 µs. Only a path may hold what must be escaped, and it seldom does.
-        path = record.path if PLAIN.fullmatch(record.path) else json.dumps(record.path)[1:-1]
+        path = _cut(record.path, LONGEST_PATH)
+        path = path if PLAIN.fullmatch(path) else json.dumps(path)[1:-1]
         line = (
             f'{{"time":"{self.at(time.time())}","level":"info","logger":"service.request"'
-            f',"request_id":"{record.request_id}","method":"{record.method}","path":"{path}"'
+            f',"request_id":"{record.request_id}","method":"{_cut(record.method, LONGEST_METHOD)}","path":"{path}"'
             f',"route":"{record.route}","status":{record.status},"seconds":{record.duration:.6f}'
         )
         for name, seconds in (
@@ -103,6 +114,10 @@ class _Json(_Text):
             if seconds is not None:
                 line += f',"{name}":{seconds:.6f}'
         return f'{line},"code":"{record.code}"}}' if record.code else line + "}"
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 class _Handler(logging.Handler):
@@ -135,6 +150,35 @@ class _Handler(logging.Handler):
         _WRITER.flush()
 
 
+class _Quota:
+    """The first CHEAP lines of each second; then one line that counts the others by what they were answered."""
+
+    def __init__(self) -> None:
+        self._left = CHEAP
+        self._ends = 0.0
+        self._others: Counter[str] = Counter()
+
+    def takes(self, record: Record) -> bool:
+        """Tell whether a request has its own line. To be called on the event loop."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if now >= self._ends:
+            self._left, self._ends = CHEAP, now + 1
+        if self._left:
+            self._left -= 1
+            return True
+        if not self._others:
+            loop.call_at(self._ends, self.summarise)
+        self._others[record.code or str(record.status or 499)] += 1
+        return False
+
+    def summarise(self) -> None:
+        if self._others:
+            counts = ", ".join(f"{answer} {count:,}" for answer, count in self._others.most_common())
+            requests.info("%s more requests in the same second: %s", f"{self._others.total():,}", counts)
+            self._others.clear()
+
+
 def _gap(dropped: int) -> str:
     return _line("WARNING", f"{dropped:,} lines were dropped here, as whoever reads the log did not take them")
 
@@ -145,15 +189,19 @@ def _line(level: str, text: str) -> str:
 
 
 logger = logging.getLogger("service")
+requests = logging.getLogger("service.request")
 
 _WRITER = LogWriter(_gap, lambda dropped: metrics.LOG_LINES_DROPPED.add(number=dropped))
 _FORM: _Text = _Json()
+_QUOTA = _Quota()
 
 
 def tell(record: Record) -> None:
     """Tell of a request that has ended. To be called on the event loop."""
     _WRITER.count_drops()
-    if record.path != POLLED or record.status != HTTPStatus.OK:
+    if record.path == POLLED and record.status == HTTPStatus.OK:
+        return
+    if record.queued is not None or _QUOTA.takes(record):
         _WRITER.write(_FORM.request(record))
 
 
@@ -162,6 +210,7 @@ def finish() -> None:
 
     For who ends a worker: uvicorn's last act may be to kill its process with the signal that it was sent.
     """
+    _QUOTA.summarise()
     _WRITER.flush()
 
 

@@ -4,15 +4,17 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from service.logs import CHEAP
 from tests.parallel import at_once
 from tests.polling import until
 from tests.postgres import Cluster, TestDatabase, installed
 from tests.process import Service
+from tests.wire import Answer, connect
 
 ADA: dict[str, Any] = {
     "id": 1,
@@ -135,3 +137,46 @@ def test_the_last_line_of_every_process_is_there(count: int, cluster: Cluster) -
     assert service.log.count("Finished server process") == count
     assert service.log.count("Stopping parent process") == count - 1
     assert all(json.loads(line) for line in service.log.splitlines())
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_a_long_path_is_cut(form: str, cluster: Cluster) -> None:
+    with Service(cluster.create_database().environment | {"LOG_FORMAT": form}) as service:
+        for path in ("x" * 60_000, "%0A" * 20_000, '"' * 60_000):
+            with connect(service.url) as peer:
+                peer.sendall(f"GET /{path} HTTP/1.1\r\nHost: x\r\nX-Request-ID: long\r\n\r\n".encode())
+                assert Answer(peer.recv(65536)).status_code == 404
+        until(lambda: service.log.count("not-found") == 3, "their lines are there")
+    own = [line for line in service.log.splitlines() if "long" in line]
+    assert max(map(len, own)) < 1000
+    assert all("..." in line and (form == "text" or json.loads(line)) for line in own)
+
+
+def test_a_flood_of_what_is_cheap_to_answer_has_few_lines_and_hides_no_line_of_what_is_served(
+    service: Service, tell: Callable[[str], None]
+) -> None:
+    batches, size = 150, 20
+    logged = len(service.log)
+    began = time.monotonic()
+    with connect(service.url) as peer:
+        for _ in range(batches):
+            peer.sendall(b"GET /flood HTTP/1.1\r\nHost: x\r\n\r\n" * size)
+            received = b""
+            while received.count(b"HTTP/1.1 404 ") < size:
+                received += peer.recv(65536)
+    took = time.monotonic() - began
+    for _ in range(2 * CHEAP):
+        assert service.client.get("/users/424242").status_code == 404
+
+    def since() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in service.log[logged:].splitlines()]
+
+    def counted() -> int:
+        others = [re.fullmatch(r".* second: not-found ([\d,]+)", line.get("message", "")) for line in since()]
+        return sum(int(each[1].replace(",", "")) for each in others if each)
+
+    until(lambda: counted() + sum(line.get("path") == "/flood" for line in since()) == batches * size, "all are told")
+    own = sum(line.get("path") == "/flood" for line in since())
+    until(lambda: sum(line.get("path") == "/users/424242" for line in since()) == 2 * CHEAP, "what was served is told")
+    tell(f"a flood of {batches * size / took:.0f} requests a second to nowhere: {own / batches / size:.1%} have lines")
+    assert own <= CHEAP * (took + 2)
