@@ -101,7 +101,7 @@ def postgres(service: Service) -> list[int]:
     stay = ("postgres -D", "checkpointer", "background writer", "walwriter", "autovacuum launcher")
 
     def kept() -> list[int]:
-        found = {}
+        found: dict[str, int] = {}
         for pid in descendants(service):
             with suppress(psutil.NoSuchProcess):
                 line = " ".join(psutil.Process(pid).cmdline())
@@ -331,8 +331,12 @@ if os.geteuid() == 0:  # only root can be somebody else
                         name = process.name() if process.uids().effective else ""  # root before it became nobody
                     except psutil.NoSuchProcess:
                         continue
+                    if name not in ("initdb", "postgres"):
+                        continue
+                    with suppress(FileNotFoundError, ProcessLookupError):
+                        assert SECRET.encode() not in Path(f"/proc/{process.pid}/environ").read_bytes()
                     with acting_as(NOBODY):
-                        if name in ("initdb", "postgres") and denied(process.pid):
+                        if denied(process.pid):
                             seen.add(name)
             with first:
                 assert first.client.get("/users").json() == []
