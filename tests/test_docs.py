@@ -28,7 +28,7 @@ ERRORS = {
     "readUser": ALWAYS | {"404"},
     "replaceUser": WITH_BODY | {"404", "409"},
     "changeUser": WITH_BODY | {"404", "409"},
-    "deleteUser": ALWAYS | {"404"},
+    "deleteUser": ALWAYS | {"404", "409"},
     "authenticateUser": WITH_BODY | {"401"},
 }
 
