@@ -23,7 +23,7 @@ from tests.bench.server import SETTINGS, Server
 
 CLIENTS = (16, 64, 256, 1000, 4000)
 CONTENDERS = ("ours", "asyncpg", "fastapi_raw", "starlette_raw", "fastify")
-RAMP = 2.0  # seconds until all are connected and have been refused once
+RAMP = 3.0  # seconds until all are connected and have been refused once
 DEFAULTS = {name: "" for name in SETTINGS if name != "LOG_FORMAT"}
 
 INTRODUCTION = """\
@@ -33,7 +33,8 @@ nobody heeds `Retry-After`. Every figure is the median of {rounds} rounds, in wh
 have queues without limit. wrk, PostgreSQL with {users:,} users and the server share the machine.
 
 - **served**: answers of 2xx a second, and **of peak**: that divided by the contender's best of all numbers of clients.
-- **p50, p99**: milliseconds from the request to its answer, of what was served.
+- **p50, p99**: milliseconds from the request to its answer, of what was served; who still waits at the end is in
+  neither.
 - **refused**: other answers a second. **broken**: connections that could not be made or that broke, in all rounds.
 """
 
@@ -133,7 +134,8 @@ def sections(saved: dict[str, Any]) -> list[str]:
         for name, rows in figures.items():
             row = rows[clients]
             title = f"**{TITLES[name]}**" if name == contenders.OURS.name else TITLES[name]
-            cells = [f"{row['rate']:,.0f}", f"{row['share']:.2f}", f"{row['p50']:,.1f}", f"{row['p99']:,.1f}"]
+            cells = [f"{row['rate']:,.0f}", f"{row['share']:.2f}"]
+            cells += [f"{row[key]:,.1f}" if row["rate"] else "" for key in ("p50", "p99")]
             cells += [f"{row[key]:,.0f}" if row[key] else "" for key in ("refused", "broken")]
             lines.append(f"| {' | '.join([title, *cells])} |")
         lines.append("")
@@ -160,7 +162,7 @@ def draw(samples: Samples, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         for name, rows in figures.items():
             own = name == contenders.OURS.name
-            points = [(clients, row[key]) for clients, row in rows.items() if row["rate"]]
+            points = [(clients, row[key]) for clients, row in rows.items() if row["rate"] or key == "share"]
             axis.plot(
                 *zip(*points, strict=True), color=COLOURS[name], marker=MARKS[name], markersize=7 if own else 4,
                 linewidth=3.5 if own else 1.2, zorder=3 if own else 2,

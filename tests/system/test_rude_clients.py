@@ -67,11 +67,12 @@ class Crowd(NamedTuple):
     few: str = READ  # what the peak is measured with
     goal: float = 0.75
     least: float = 0.5
+    ramp: float = CONNECTING
 
 
 CROWDS = {
     "1,000 clients": Crowd(1000, READ, goal=0.90, least=0.6),
-    "4,000 clients": Crowd(4000, READ, goal=0.90, least=0.6),
+    "4,000 clients": Crowd(4000, READ, goal=0.90, least=0.6, ramp=2.0),
     "500 clients of a web page": Crowd(500, request("GET", "/users/{id}", "Origin: https://x.example")),
     "500 clients that change users": Crowd(500, CHANGE, few=CHANGE),
     "500 clients that connect for each request": Crowd(500, READ_AND_CLOSE, few=READ_AND_CLOSE),
@@ -100,7 +101,7 @@ def compare_with_the_peak(service: Service, tell: Callable[[str], None], name: s
     refused: list[float] = []
     for _ in range(ROUNDS):
         peaks.append(max(drive(service.url, crowd.few, few, SHORT, ramp=0.1).goodput for few in FEW))
-        found = drive(service.url, crowd.request, crowd.clients, LONG, ramp=CONNECTING)
+        found = drive(service.url, crowd.request, crowd.clients, LONG, ramp=crowd.ramp)
         goods.append(found.goodput)
         refused.append(found.other / found.seconds)
     ratio = median(good / peak for good, peak in zip(goods, peaks, strict=True))
