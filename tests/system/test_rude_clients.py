@@ -11,10 +11,12 @@ from statistics import median
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from tests.bench import database
 from tests.bench.rude import READ, USERS, RudeClients, drive
+from tests.polling import until
 from tests.postgres import Cluster, TestDatabase
 from tests.process import Service
 from tests.system.peer import Peer
@@ -100,6 +102,7 @@ def compare_with_the_peak(service: Service, tell: Callable[[str], None], name: s
     goods: list[float] = []
     refused: list[float] = []
     for _ in range(ROUNDS):
+        settle(service)
         peaks.append(max(drive(service.url, crowd.few, few, SHORT, ramp=0.1).goodput for few in FEW))
         found = drive(service.url, crowd.request, crowd.clients, LONG, ramp=crowd.ramp)
         goods.append(found.goodput)
@@ -111,6 +114,17 @@ def compare_with_the_peak(service: Service, tell: Callable[[str], None], name: s
     )
     tell(figure)
     assert ratio > crowd.least, f"{figure}; the goal is {crowd.goal}"
+
+
+def settle(service: Service) -> None:
+    """Wait until nothing is left of the last clients."""
+
+    def answers() -> bool:
+        with suppress(httpx.TransportError):
+            return httpx.get(f"{service.url}/users/1", timeout=0.5).status_code == 200
+        return False
+
+    until(answers, "the service has come to rest")
 
 
 class Flood(NamedTuple):
@@ -138,6 +152,7 @@ def test_requests_that_need_no_thread_leave_reads_most_of_what_they_had(
 ) -> None:
     flood, alone, beside, theirs = FLOODS[name], [], [], []
     for _ in range(ROUNDS):
+        settle(served)
         alone.append(drive(served.url, READ, HONEST, SHORT, ramp=0.1).goodput)
         with RudeClients(served.url, flood.request, flood.clients) as clients:
             beside.append(drive(served.url, READ, HONEST, SHORT, ramp=0.4).goodput)
@@ -168,6 +183,7 @@ def test_a_thousand_clients_that_guess_passwords_keep_out_neither_reads_nor_logi
     beside: list[float] = []
     statuses: list[int] = []
     for _ in range(ROUNDS):
+        settle(served)
         alone.append(drive(served.url, READ, HONEST, SHORT, ramp=0.1).goodput)
         with (
             RudeClients(served.url, GUESSES[name], 1000),
