@@ -132,6 +132,11 @@ class Protocol(HttpToolsProtocol):
         if self._pieces > MAX_PIECES and not self._turn and (self._body_left or not self._busy):
             self._back_off(HTTPStatus.OK, 1)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header field, but no trailer field (RFC 9110, 6.5): there is no end to these."""
+        if not self._body_left:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Begin a request. Raises ValueError when it is malformed, HeadTooLarge."""
         hosts, cookies = [], 0
