@@ -31,7 +31,7 @@ from service.http.early_queue import EarlyQueue
 from service.http.endpoint import Resources, endpoint_route
 from service.http.health import Readiness
 from service.http.middleware import BugMiddleware, RequestMiddleware
-from service.http.problems import PROBLEMS, install
+from service.http.problems import PROBLEMS, RETRY_AFTER, install
 from service.http.threads import Threads
 from service.settings import Settings
 from service.startup import Startup
@@ -88,8 +88,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await stack.enter_async_context(status.telling())
             yield {  # for http/protocol.py
                 "early_queue": EarlyQueue(queue, app.routes),
-                "refused_backoff": Backoff(rate=500, pause=1, has_room=lambda: bool(queue.free and hashing.free)),
-                "cheap_backoff": Backoff(rate=1000, pause=0, has_room=lambda: not queue.in_flight),
+                "refused_backoff": Backoff(
+                    rate=50,
+                    share=1 / 8,
+                    served=lambda: queue.released,
+                    pause=RETRY_AFTER,
+                    has_room=lambda: bool(queue.free and hashing.free),
+                ),
+                "cheap_backoff": Backoff(
+                    rate=100, share=1 / 3, served=lambda: queue.released, pause=0, has_room=lambda: not queue.in_flight
+                ),
                 "max_clients": max_clients(threads.size),
             }
 

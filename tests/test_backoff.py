@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import Any
 
 from service.http.backoff import Backoff
 
-SLOW = 1.0  # a second: that is, not within a test
+SLOW = 0.01  # a second: that is, not within a test
 LONG = 60.0
 
 
@@ -39,9 +40,13 @@ class Room:
         return self.there_is
 
 
-def play(rate: float, pause: float, room: Room, scene: Callable[[Crowd], Coroutine[Any, Any, None]]) -> None:
+def play(
+    rate: float, pause: float, room: Room, scene: Callable[[Crowd], Coroutine[Any, Any, None]], *, share: float = 0
+) -> None:
     async def run() -> None:
-        await scene(Crowd(Backoff(rate=rate, pause=pause, has_room=room)))
+        served = count()
+        backoff = Backoff(rate=rate, share=share, served=lambda: next(served), pause=pause, has_room=room)
+        await scene(Crowd(backoff))
 
     asyncio.run(run())
 
@@ -82,6 +87,16 @@ def test_a_costly_answer_keeps_the_next_connections_for_longer() -> None:
         assert time.monotonic() - began >= 0.2
 
     play(100, 0, Room(there_is=False), scene)
+
+
+def test_they_have_a_share_of_what_is_served() -> None:
+    """Each look finds one more served."""
+
+    async def scene(crowd: Crowd) -> None:
+        crowd.come(*range(20))
+        await crowd.until(list(range(20)))
+
+    play(0, 0, Room(there_is=False), scene, share=2)
 
 
 def test_they_resume_in_their_order_as_soon_as_there_is_room() -> None:

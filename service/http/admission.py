@@ -54,6 +54,7 @@ class Admission:
         self.length = queue_length
         self.wait = queue_wait  # seconds
         self.name = name
+        self.released = 0  # permits, so far
         # Each with the time until which it waits.
         self._queue: OrderedDict[Turn, float] = OrderedDict()
         self._yielding: OrderedDict[Turn, float] = OrderedDict()
@@ -124,6 +125,7 @@ class Admission:
 
     def release(self) -> None:
         """Hand a permit on, straight to the next in line. Called by the permit."""
+        self.released += 1
         for queue in (self._queue, self._yielding):
             while queue:
                 turn, _ = queue.popitem(last=False)

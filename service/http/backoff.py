@@ -2,8 +2,8 @@
 
 An answer that takes no thread costs the client nothing: 64 clients in a loop on /livez, or 1,000 that send again at
 once after a 503, left the threads a tenth of their requests. A client that waits here costs nothing either: its next
-request stays in the kernel. The event loop gives the GIL to a thread only after 5 ms, so this is about how often the
-loop has work at all, not about how much.
+request stays in the kernel. The event loop hands the GIL to a thread only after 5 ms, so what counts is how often the
+loop has work at all. So these answers get a share of what the threads do, whatever the machine can do in all.
 """
 
 import asyncio
@@ -18,18 +18,27 @@ Resume = Callable[[], object]
 
 
 class Backoff:
-    """A line of connections: the first resumes when its time has come, or as soon as there is room.
+    """A line of connections: the first resumes when its share allows it, or as soon as there is room.
 
     To be used on one event loop only.
     """
 
-    def __init__(self, *, rate: float, pause: float, has_room: Callable[[], bool]) -> None:
-        """Resume `rate` connections a second at most, none within `pause` seconds, unless `has_room()`."""
+    def __init__(
+        self, *, rate: float, share: float, served: Callable[[], int], pause: float, has_room: Callable[[], bool]
+    ) -> None:
+        """Resume `rate` connections a second, and `share` for each one more of `served()`; none within `pause` seconds.
+
+        Resume them at once while `has_room()`.
+        """
         self._rate = rate
+        self._share = share
+        self._served = served
         self._pause = pause
         self._has_room = has_room
-        self._waiting: OrderedDict[Resume, float] = OrderedDict()  # and the time at which each may resume
-        self._next_slot = 0.0
+        self._waiting: OrderedDict[Resume, tuple[float, float]] = OrderedDict()  # the time from which, and the cost
+        self._credit = 0.0  # how much may resume; less than nothing when more did
+        self._paid_at = 0.0
+        self._paid_for = 0
         self._ticks = False
 
     def enter(self, resume: Resume, *, cost: float = 1.0) -> bool:
@@ -37,14 +46,12 @@ class Backoff:
 
         What comes after waits longer by the `cost` of this one, where 1 is a small answer.
         """
-        if self._has_room() and not self._waiting:
+        if not self._waiting and self._has_room():
             return False
-        now = time.monotonic()
-        slot = max(now, self._next_slot)
-        self._next_slot = slot + cost / self._rate
-        self._waiting[resume] = max(slot, now + self._pause)
+        self._waiting[resume] = time.monotonic() + self._pause, cost
         if not self._ticks:
             self._ticks = True
+            self._credit, self._paid_at, self._paid_for = min(self._credit, 0.0), time.monotonic(), self._served()
             asyncio.get_running_loop().call_later(TICK, self._tick)
         return True
 
@@ -53,18 +60,21 @@ class Backoff:
         self._waiting.pop(resume, None)
 
     def _tick(self) -> None:
-        now = time.monotonic()
+        now, served = time.monotonic(), self._served()
+        self._credit += self._rate * (now - self._paid_at) + self._share * (served - self._paid_for)
+        self._credit = min(self._credit, BURST)
+        self._paid_at, self._paid_for = now, served
         early = BURST
         while self._waiting:
-            resume, due = next(iter(self._waiting.items()))
-            if due > now:
+            resume, (not_before, cost) = next(iter(self._waiting.items()))
+            if self._credit <= 0 or now < not_before:
                 if not early or not self._has_room():
                     break
                 early -= 1
+            else:
+                self._credit -= cost
             del self._waiting[resume]
             resume()
         self._ticks = bool(self._waiting)
         if self._ticks:
             asyncio.get_running_loop().call_later(TICK, self._tick)
-        else:
-            self._next_slot = 0.0

@@ -28,7 +28,8 @@ NAME_SHOWN = 100  # characters of a field's name, likewise
 
 UNDECIDED = "A change may or may not have been made: read before you send it again"
 
-AGAIN = {"Retry-After": "1"}  # seconds: an outage or a full queue may be over by then, and 1 is the least
+RETRY_AFTER = 1  # seconds: an outage or a full queue may be over by then, and 1 is the least
+AGAIN = {"Retry-After": str(RETRY_AFTER)}
 
 
 @dataclass(frozen=True)
