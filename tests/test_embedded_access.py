@@ -42,7 +42,7 @@ ENVIRONMENT = {
 
 @pytest.fixture(
     scope="module",
-    params=[*((account, "checkout") for account in EVERYWHERE), (ACCOUNTS[-1], LONG)],
+    params=[*((account, "a, checkout") for account in EVERYWHERE), (ACCOUNTS[-1], LONG)],
     ids=lambda param: f"{param[0]}{', long path' if param[1] == LONG else ''}",
 )
 def checkout(request: pytest.FixtureRequest) -> Iterator[Checkout]:
