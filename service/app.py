@@ -96,7 +96,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                     has_room=lambda: bool(queue.free and hashing.free),
                 ),
                 "cheap_backoff": Backoff(
-                    rate=100, share=1 / 3, served=lambda: queue.released, pause=0, has_room=lambda: not queue.in_flight
+                    rate=100, share=1 / 4, served=lambda: queue.released, pause=0, has_room=lambda: not queue.in_flight
                 ),
                 "max_clients": max_clients(threads.size),
             }

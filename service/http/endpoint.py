@@ -103,6 +103,7 @@ class Endpoint:
             until = received_at + self._hashing.wait
             with await self._hashing.acquire(until, yields=arrival.yields) as permit:  # 503
                 record.queued_to_hash = time.monotonic() - received_at
+                _check_client(arrival, self._hashing)
                 later = asyncio.get_running_loop().call_soon_threadsafe
                 _RELEASE_HASHING.set(partial(later, permit.release))
                 response = await self._run(scope, arguments, time.monotonic())
@@ -118,9 +119,7 @@ class Endpoint:
         until = min(queued_at + self._queue.wait, deadline)
         with arrival.permit or await self._queue.acquire(until):  # 503; nothing but a place in the queue
             record.queued = time.monotonic() - queued_at
-            if arrival.disconnected():
-                metrics.ABANDONED.add(self._queue.name)
-                raise ClientDisconnect
+            _check_client(arrival, self._queue)
             arrival.admitted = True
             run = partial(self._threads.run, self._route.endpoint, arguments)
             try:
@@ -160,3 +159,10 @@ class Endpoint:
         """Return what FastAPI makes of a value: validated by the route's response model, as JSON."""
         content = await serialize_response(field=self._route.response_field, response_content=result)
         return JSONResponse(content, self._route.status_code or 200)
+
+
+def _check_client(arrival: Arrival, admission: Admission) -> None:
+    """Raise ClientDisconnect when the client has left while its request waited."""
+    if arrival.disconnected():
+        metrics.ABANDONED.add(admission.name)
+        raise ClientDisconnect

@@ -96,7 +96,7 @@ class Protocol(HttpToolsProtocol):
         self._check_keep_alive()
         if len(self.connections) <= clients.FEW:
             clients.enlarge_send_buffer(transport)
-        elif len(self.connections) > self.app_state.get("max_clients", clients.MAX_CLIENTS):
+        if len(self.connections) > self.app_state.get("max_clients", clients.MAX_CLIENTS):
             self._evict_some(each for each in self.connections if isinstance(each, Protocol) and each.idle)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -33,6 +33,8 @@ def _unique_email() -> Iterator[None]:
         raise
 
 
+# With their types, as parameters would have those of the columns: when somebody makes a column of a domain and drops
+# it again, a prepared statement would fail on the type that is gone.
 # The first generated id that is free: rows restored by hand may have taken the next ones, at 1.3 s a million. No two
 # callers get the same id. ON CONFLICT, as an error would end the transaction that a pooler needs.
 INSERT_USER = f"""
@@ -44,7 +46,7 @@ INSERT_USER = f"""
                       FROM (SELECT generate_series(1, 2147483647)) AS attempts) AS generated
                 WHERE NOT EXISTS (SELECT FROM public."user" AS taken WHERE taken.id = generated.id)
                 LIMIT 1)),
-            %(fname)s, %(lname)s, %(email)s, %(password_hash)s)
+            %(fname)s::text, %(lname)s::text, %(email)s::text, %(password_hash)s::text)
     ON CONFLICT (id) DO NOTHING
     RETURNING id, {USER_JSON}
 """
@@ -117,10 +119,10 @@ def select_user(conn: PooledConnection, user_id: int) -> str:
 # One statement for any set of fields: two changes of different fields at once are both kept.
 UPDATE_USER = f"""
     UPDATE public."user"
-    SET fname         = coalesce(%(fname)s, fname),
-        lname         = coalesce(%(lname)s, lname),
-        email         = coalesce(%(email)s, email),
-        password_hash = coalesce(%(password_hash)s, password_hash),
+    SET fname         = coalesce(%(fname)s::text, fname),
+        lname         = coalesce(%(lname)s::text, lname),
+        email         = coalesce(%(email)s::text, email),
+        password_hash = coalesce(%(password_hash)s::text, password_hash),
         updated_at    = now()
     WHERE id = %(id)s
     RETURNING {USER_JSON}
