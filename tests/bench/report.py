@@ -25,7 +25,7 @@ stands in its file under [peers](../peers).
 The benchmark keeps nobody to a core: wrk (one thread), PostgreSQL and the server share the machine as the scheduler has
 it. Ours keeps its worker to a core by itself, as it always does; for the peers `ARGS=--pin` does the same from outside,
 which helps those with threads. No peer writes an access log; ours writes its line per request to a file. Ours runs with
-a queue that is long and patient enough for every client, as the peers' are; by default it refuses beyond 256.
+a queue that is long and patient enough for every client, as the peers' are; by default a request waits for 2 s at most.
 
 - **a second**: requests answered well (status below 400).
 - **p50, p99**: milliseconds, of a closed loop: a client sends its next request when it has its answer. wrk counts for

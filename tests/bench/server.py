@@ -20,7 +20,7 @@ from tests.polling import until
 from tests.postgres import TestDatabase, free_port
 from tests.process import CHECKOUT, environment
 
-# Every client shall be served, as the peers do: by default 256 may wait, for 2 s, and the others are refused at once.
+# Every client shall be served, as the peers do: by default a request waits for 2 s at most.
 SETTINGS = {
     "LOG_FORMAT": "json",  # as it is unless told otherwise
     "QUEUE_LENGTH": "1000",

@@ -1,7 +1,7 @@
 """Clients that ignore Retry-After: what is served, how fast, and how much is refused, against their number.
 
 Each client keeps its connection and sends its next read as soon as it has an answer, whatever it says. The contenders
-take turns. Ours runs with its default settings, unlike in the other runs: there a longer queue refuses nobody.
+take turns. Ours runs with its default settings, unlike in the other runs: there requests may wait for longer.
 """
 
 import time
@@ -29,7 +29,7 @@ DEFAULTS = {name: "" for name in SETTINGS if name != "LOG_FORMAT"}
 INTRODUCTION = """\
 Reads of one user by keep-alive clients that send their next request as soon as they have an answer, whatever it says:
 nobody heeds `Retry-After`. Every figure is the median of {rounds} rounds, in which the contenders took turns, each for
-{seconds:g} s after {ramp:g} s that are not counted. Ours has its default settings: 256 may wait for 2 s. The peers
+{seconds:g} s after {ramp:g} s that are not counted. Ours has its default settings: all may wait, for 2 s. The peers
 have queues without limit. wrk, PostgreSQL with {users:,} users and the server share the machine.
 
 - **served**: answers of 2xx a second, and **of peak**: that divided by the contender's best of all numbers of clients.

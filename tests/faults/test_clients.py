@@ -110,11 +110,11 @@ def test_a_client_that_hangs_up_disturbs_nobody(service: Service, stage: str, ho
 def test_clients_that_hang_up_while_they_queue_and_while_they_hold_a_thread_leave_nothing(
     service: Service, database: TestDatabase, how: str, tell: Callable[[str], None]
 ) -> None:
-    logged, before = len(service.log), abandoned(service)
+    before = abandoned(service)
     with locked(database):
         peers = [connect(service.url) for _ in range(40)]
         for peer in peers:
-            peer.sendall(b"GET /users/500001 HTTP/1.1\r\nHost: x\r\n\r\n")
+            peer.sendall(f"GET /users/500001 HTTP/1.1\r\nHost: x\r\nX-Request-ID: gone-{how}\r\n\r\n".encode())
         until(lambda: waiting(database) == THREADS, "every thread waits for the table, others wait for a thread")
         for peer in peers:
             hang_up(peer, how)
@@ -123,7 +123,7 @@ def test_clients_that_hang_up_while_they_queue_and_while_they_hold_a_thread_leav
     assert service.client.get("/users/500001").status_code == 200
     took = time.monotonic() - began
     until(
-        lambda: len(re.findall(r"GET /users/500001 \d+", service.log[logged:])) + abandoned(service) - before == 41,
+        lambda: service.log.count(f"[gone-{how}] GET ") + abandoned(service) - before == 40,
         "each is over: told in the log, or counted as it had not been read",
     )
     assert service.client.get("/pool").json()["totals"]["abandoned"] == abandoned(service) > before
