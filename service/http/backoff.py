@@ -17,6 +17,22 @@ BURST = 32  # connections that resume in one tick when there is room: more would
 Resume = Callable[[], object]
 
 
+class LoopLag:
+    """How late the event loop is: how long what becomes ready has to wait before it runs."""
+
+    seconds = 0.0
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Measure again and again, for as long as the loop runs."""
+        due = loop.time() + 2 * TICK
+
+        def measure() -> None:
+            self.seconds = loop.time() - due
+            self.start(loop)
+
+        loop.call_at(due, measure)
+
+
 class Backoff:
     """A line of connections: the first resumes when its share allows it, or as soon as there is room.
 

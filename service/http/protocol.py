@@ -54,8 +54,13 @@ LINGER = 1.0  # seconds that a refused client may go on to send
 # an answer that says it was the last. Closed at once, of 8 busy clients 5 lost a request.
 LAST_CALL = 0.5
 
-COST_UNIT = 16_384  # bytes sent and received that cost as much as a small answer
+# Bytes received, as JSON say, and sent that cost as much as a small answer.
+RECEIVED_UNIT = 2048
+SENT_UNIT = 16_384
+
+MAX_FREE = 8192  # bytes of a request that are read at once; few here have more than 500
 CHUNKED_SLICE = 4096  # bytes of a chunked body that are parsed in one turn: made to be slow, they take 6 ms
+CHUNKS_UNIT = 64  # ends of lines in it that cost as much as a small answer
 MAX_PIECES = 64  # packets of a request: a client that sends more of them takes its time from the others
 
 
@@ -129,8 +134,9 @@ class Protocol(HttpToolsProtocol):
             self.flow.pause_reading()  # the application has resumed it, to read the body
             return
         self._advance()
-        if self._pieces > MAX_PIECES and not self._turn and (self._body_left or not self._busy):
-            self._back_off(HTTPStatus.OK, 1)
+        is_large = self._pieces > MAX_PIECES or self.received > MAX_FREE
+        if is_large and not self._turn and (self._body_left or not self._busy):
+            self._back_off(HTTPStatus.OK, 1 + len(data) / RECEIVED_UNIT)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header field, but no trailer field (RFC 9110, 6.5): there is no end to these."""
@@ -180,7 +186,7 @@ class Protocol(HttpToolsProtocol):
         if arrival.admitted or self._ending:
             self._next()
         else:
-            self._back_off(cycle.status, 1 + (cycle.sent_bytes + self.received) / COST_UNIT)
+            self._back_off(cycle.status, 1 + cycle.sent_bytes / SENT_UNIT + self.received / RECEIVED_UNIT)
 
     def pause_writing(self) -> None:
         """Make no more answers for a client that does not read them; and cut the oldest of these, if they are many."""
@@ -214,12 +220,12 @@ class Protocol(HttpToolsProtocol):
         """Parse as much of the buffer as belongs to the request in progress, or begin on the next."""
         while self._buffer and not self._rejected:
             if self._body_left:
+                chunks = self._buffer.count(b"\n", 0, CHUNKED_SLICE)
                 self._parse_body()
-                if self._backoff:
-                    return
                 if self._buffer and self._body_left:
-                    self.flow.pause_reading()
-                    self.loop.call_soon(self._resume)
+                    self._back_off(HTTPStatus.OK, 1 + chunks / CHUNKS_UNIT)
+                    return
+                if self._backoff:
                     return
             elif self._busy:
                 self.flow.pause_reading()
