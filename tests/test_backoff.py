@@ -22,7 +22,7 @@ class Crowd:
     resumed: list[int] = field(default_factory=list)
 
     def come(self, *names: int) -> list[bool]:
-        return [self.backoff.enter(partial(self.resumed.append, name)) for name in names]
+        return [self.backoff.enter(partial(self.resumed.append, name), answered_at=time.monotonic()) for name in names]
 
     async def until(self, resumed: list[int]) -> None:
         async with asyncio.timeout(10):
@@ -68,6 +68,13 @@ def test_without_room_they_resume_in_their_order_at_the_rate() -> None:
     play(100, 0, Room(there_is=False), scene)
 
 
+def test_who_comes_again_after_the_pause_does_not_wait() -> None:
+    async def scene(crowd: Crowd) -> None:
+        assert not crowd.backoff.enter(partial(crowd.resumed.append, 1), answered_at=time.monotonic() - 1)
+
+    play(SLOW, 1, Room(there_is=False), scene)
+
+
 def test_none_resumes_within_the_pause() -> None:
     async def scene(crowd: Crowd) -> None:
         began = time.monotonic()
@@ -81,7 +88,7 @@ def test_none_resumes_within_the_pause() -> None:
 def test_a_costly_answer_keeps_the_next_connections_for_longer() -> None:
     async def scene(crowd: Crowd) -> None:
         began = time.monotonic()
-        crowd.backoff.enter(partial(crowd.resumed.append, 1), cost=20)
+        crowd.backoff.enter(partial(crowd.resumed.append, 1), cost=20, answered_at=began)
         crowd.come(2)
         await crowd.until([1, 2])
         assert time.monotonic() - began >= 0.2
@@ -117,7 +124,7 @@ def test_a_connection_that_has_ended_does_not_resume() -> None:
 
     async def scene(crowd: Crowd) -> None:
         gone = partial(crowd.resumed.append, 1)
-        crowd.backoff.enter(gone)
+        crowd.backoff.enter(gone, answered_at=time.monotonic())
         crowd.come(2)
         crowd.backoff.cancel(gone)
         room.there_is = True

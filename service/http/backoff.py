@@ -42,9 +42,9 @@ class Backoff:
     def __init__(
         self, *, rate: float, share: float, served: Callable[[], int], pause: float, has_room: Callable[[], bool]
     ) -> None:
-        """Resume `rate` connections a second, and `share` for each one more of `served()`; none within `pause` seconds.
+        """Resume `rate` connections a second, and `share` for each one more of `served()`; at once while `has_room()`.
 
-        Resume them at once while `has_room()`.
+        With a `pause`, only those wait that come again within so many seconds of their answer, and until it is over.
         """
         self._rate = rate
         self._share = share
@@ -57,14 +57,16 @@ class Backoff:
         self._paid_for = 0
         self._ticks = False
 
-    def enter(self, resume: Resume, *, cost: float = 1.0) -> bool:
-        """Call `resume()` later, and return True; return False when there is room, and nothing to wait for.
+    def enter(self, resume: Resume, *, answered_at: float, cost: float = 1.0) -> bool:
+        """Call `resume()` later, and return True; return False when there is nothing to wait for.
 
-        What comes after waits longer by the `cost` of this one, where 1 is a small answer.
+        `answered_at` is the time, on the monotonic clock, of the answer that cost so much, where 1 is a small one.
+        What comes after waits longer by that.
         """
-        if not self._waiting and self._has_room():
+        not_before = answered_at + self._pause
+        if (self._pause and time.monotonic() >= not_before) or (not self._waiting and self._has_room()):
             return False
-        self._waiting[resume] = time.monotonic() + self._pause, cost
+        self._waiting[resume] = not_before, cost
         if not self._ticks:
             self._ticks = True
             self._credit, self._paid_at, self._paid_for = min(self._credit, 0.0), time.monotonic(), self._served()

@@ -1,6 +1,7 @@
 """One request and its response, which leaves in one piece."""
 
 import asyncio
+import time
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -74,5 +75,5 @@ class CoalescedResponse(RequestResponseCycle):
         admitted = self.scope["arrival"].admitted  # type: ignore[typeddict-item] # put there by protocol.py
         if self.backoff and not admitted and not self.disconnected:
             turn = asyncio.Event()
-            if self.backoff.enter(turn.set):
+            if self.backoff.enter(turn.set, answered_at=time.monotonic()):
                 await turn.wait()

@@ -81,6 +81,7 @@ class Protocol(HttpToolsProtocol):
     _head = b""  # of the request in progress
     _permit: Permit | None = None  # for the request that is being parsed
     _backoff: Backoff | None = None  # in which the connection waits before it is read again
+    _debt: tuple[Backoff, float, float] | None = None  # where its next request has to wait, and what it cost when
     _yields = False  # a log-in on this connection was refused or wrong
     _rejected = False
     _ending = False
@@ -136,7 +137,7 @@ class Protocol(HttpToolsProtocol):
         self._advance()
         is_large = self._pieces > MAX_PIECES or self.received > MAX_FREE
         if is_large and not self._turn and (self._body_left or not self._busy):
-            self._back_off(HTTPStatus.OK, 1 + len(data) / RECEIVED_UNIT)
+            self._back_off(1 + len(data) / RECEIVED_UNIT)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header field, but no trailer field (RFC 9110, 6.5): there is no end to these."""
@@ -183,10 +184,9 @@ class Protocol(HttpToolsProtocol):
         self._running = None
         if not self._body_left:
             self.cycle = self.scope = self.headers = None  # type: ignore[assignment] # as at the connection's start
-        if arrival.admitted or self._ending:
-            self._next()
-        else:
-            self._back_off(cycle.status, 1 + cycle.sent_bytes / SENT_UNIT + self.received / RECEIVED_UNIT)
+        if not arrival.admitted:
+            self._owe(cycle.status, 1 + cycle.sent_bytes / SENT_UNIT + self.received / RECEIVED_UNIT)
+        self._next()
 
     def pause_writing(self) -> None:
         """Make no more answers for a client that does not read them; and cut the oldest of these, if they are many."""
@@ -223,14 +223,14 @@ class Protocol(HttpToolsProtocol):
                 chunks = self._buffer.count(b"\n", 0, CHUNKED_SLICE)
                 self._parse_body()
                 if self._buffer and self._body_left:
-                    self._back_off(HTTPStatus.OK, 1 + chunks / CHUNKS_UNIT)
+                    self._back_off(1 + chunks / CHUNKS_UNIT)
                     return
                 if self._backoff:
                     return
             elif self._busy:
                 self.flow.pause_reading()
                 return
-            elif not self._begin():
+            elif (self._debt and self._pay()) or not self._begin():
                 return
 
     def _begin(self) -> bool:
@@ -287,7 +287,8 @@ class Protocol(HttpToolsProtocol):
             return
         self._since = self.loop.time()
         self.transport.write(answer)
-        self._back_off(HTTPStatus.SERVICE_UNAVAILABLE, 1)
+        self._owe(HTTPStatus.SERVICE_UNAVAILABLE, 1)
+        self._next()
 
     def _parse_head(self, head: bytes, permit: Permit | None = None) -> None:
         self._permit = permit
@@ -307,7 +308,7 @@ class Protocol(HttpToolsProtocol):
         if self._running or self._rejected:
             return
         if self._body_left:  # of a request that has been answered: it is thrown away
-            self._back_off(HTTPStatus.OK, 1)
+            self._back_off(1)
         else:
             self._next()
 
@@ -343,16 +344,26 @@ class Protocol(HttpToolsProtocol):
     def _disconnected(self) -> bool:
         return not self._running or self._running.disconnected
 
-    def _back_off(self, status: int, cost: float) -> None:
-        """Read this connection again when its answer, which took no thread, has had its share of the event loop."""
+    def _owe(self, status: int, cost: float) -> None:
+        """Have the next request wait until this answer, which took no thread, has had its share of the event loop."""
         refused = status == HTTPStatus.SERVICE_UNAVAILABLE
-        backoff: Backoff | None = self.app_state.get("refused_backoff" if refused else "cheap_backoff")
-        if self._backoff:
-            return
-        if backoff and backoff.enter(self._resume, cost=cost):
-            self._backoff = backoff
-            self.flow.pause_reading()
-        else:
+        if backoff := self.app_state.get("refused_backoff" if refused else "cheap_backoff"):
+            self._debt = backoff, cost, time.monotonic()
+
+    def _pay(self) -> bool:
+        """Wait, if need be, before the next request is begun."""
+        assert self._debt  # noqa: S101 - for types: asked by the caller
+        (backoff, cost, answered_at), self._debt = self._debt, None
+        if self._ending or not backoff.enter(self._resume, cost=cost, answered_at=answered_at):
+            return False
+        self._backoff = backoff
+        self.flow.pause_reading()
+        return True
+
+    def _back_off(self, cost: float) -> None:
+        """Read more of a request when what has come of it has had its share of the event loop."""
+        self._owe(HTTPStatus.OK, cost)
+        if not self._backoff and not (self._debt and self._pay()):
             self.loop.call_soon(self._resume)
 
     def _resume(self) -> None:

@@ -13,6 +13,7 @@ from tests.system.crowd import USERS, Crowd, crowd, goodput, newcomers, quantile
 
 MANY = 1000
 THREADS = 8
+SHORT_QUEUE = {"QUEUE_LENGTH": "256"}  # by default all of them may wait, and nobody is refused
 QUEUE_WAIT = 2.0  # seconds: the default
 NEW = 400  # a second
 ROUNDS = 3  # of ten seconds each, between which the peak is measured: it changes with what else the machine does
@@ -48,7 +49,7 @@ def counted(database: TestDatabase) -> Iterator[list[int]]:
 def test_a_thousand_connections_at_once_are_served_or_refused_and_nobody_waits_for_long(
     database: TestDatabase, tell: Callable[[str], None]
 ) -> None:
-    with Service(database.environment) as service:
+    with Service({**database.environment, **SHORT_QUEUE}) as service:
         with database.connect() as conn:
             conn.execute(FILL)
         crowd(service.url, 64, 2)  # to warm up
@@ -87,7 +88,7 @@ def test_a_thousand_connections_at_once_are_served_or_refused_and_nobody_waits_f
 def test_new_clients_are_answered_at_once_beside_a_crowd_that_fills_the_queue(
     database: TestDatabase, tell: Callable[[str], None]
 ) -> None:
-    with Service(database.environment) as service, ThreadPoolExecutor(1) as elsewhere:
+    with Service({**database.environment, **SHORT_QUEUE}) as service, ThreadPoolExecutor(1) as elsewhere:
         with database.connect() as conn:
             conn.execute(FILL)
         busy = elsewhere.submit(goodput, service.url, MANY, 7)
