@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from service.http.admission import Permit
+from service.http.problems import Problem
 
 
 @dataclass(slots=True)
@@ -18,3 +19,4 @@ class Arrival:
 
     admitted: bool = False  # the endpoint was run
     hashes: bool = False  # it hashed a password
+    rejected: Problem | None = None  # with which the server has answered, as the body could not be parsed

@@ -1,4 +1,4 @@
-"""Connections that must wait before they are read again, because reading them would take the GIL from the threads.
+"""Connections that must wait before their next request is read: reading them all would take the GIL from the threads.
 
 An answer that takes no thread costs the client nothing: 64 clients in a loop on /livez, or 1,000 that send again at
 once after a 503, left the threads a tenth of their requests. A client that waits here costs nothing either: its next
@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 TICK = 0.01  # seconds between two looks at those that wait
+LONGEST = 5.0  # seconds that a connection waits without credit: a proxy may share it among many people
 BURST = 32  # connections that resume in one tick when there is room: more would keep the loop for long
 
 Resume = Callable[[], object]
@@ -57,6 +58,12 @@ class Backoff:
         self._paid_for = 0
         self._ticks = False
 
+    @property
+    def in_debt(self) -> bool:
+        """Whether more was answered than there is credit for."""
+        self._earn()
+        return bool(self._waiting) or self._credit < 0
+
     def enter(self, resume: Resume, *, answered_at: float, cost: float = 1.0) -> bool:
         """Call `resume()` later, and return True; return False when there is nothing to wait for.
 
@@ -66,26 +73,43 @@ class Backoff:
         not_before = answered_at + self._pause
         if (self._pause and time.monotonic() >= not_before) or (not self._waiting and self._has_room()):
             return False
+        self._earn()
         self._waiting[resume] = not_before, cost
         if not self._ticks:
             self._ticks = True
-            self._credit, self._paid_at, self._paid_for = min(self._credit, 0.0), time.monotonic(), self._served()
             asyncio.get_running_loop().call_later(TICK, self._tick)
         return True
 
     def cancel(self, resume: Resume) -> None:
-        """Forget a connection that has ended."""
-        self._waiting.pop(resume, None)
+        """Forget a connection that has ended, but not what it cost: its client may be back already."""
+        if resume in self._waiting:
+            self.charge(self._waiting.pop(resume)[1])
 
-    def _tick(self) -> None:
+    def charge(self, cost: float) -> None:
+        """Have all others wait for what a connection cost that has ended."""
+        self._earn()
+        self._credit -= cost
+
+    def _earn(self) -> None:
         now, served = time.monotonic(), self._served()
         self._credit += self._rate * (now - self._paid_at) + self._share * (served - self._paid_for)
-        self._credit = min(self._credit, BURST)
+        self._credit = min(self._credit, BURST if self._waiting else 0.0)
         self._paid_at, self._paid_for = now, served
+
+    def _tick(self) -> None:
+        self._earn()
+        try:
+            self._resume_some(time.monotonic())
+        finally:
+            self._ticks = bool(self._waiting)
+            if self._ticks:
+                asyncio.get_running_loop().call_later(TICK, self._tick)
+
+    def _resume_some(self, now: float) -> None:
         early = BURST
         while self._waiting:
             resume, (not_before, cost) = next(iter(self._waiting.items()))
-            if self._credit <= 0 or now < not_before:
+            if now < not_before or (self._credit <= 0 and now < not_before + LONGEST):
                 if not early or not self._has_room():
                     break
                 early -= 1
@@ -93,6 +117,3 @@ class Backoff:
                 self._credit -= cost
             del self._waiting[resume]
             resume()
-        self._ticks = bool(self._waiting)
-        if self._ticks:
-            asyncio.get_running_loop().call_later(TICK, self._tick)

@@ -32,8 +32,8 @@ class _WriteBuffer:
                 self._transport.write(b"".join(parts))
 
     def close(self) -> None:
+        """Send what there is; the protocol closes, as it knows whether the client is still sending."""
         self.flush()
-        self._transport.close()
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()
@@ -46,6 +46,7 @@ class CoalescedResponse(RequestResponseCycle):
     sent_bytes = 0
     backoff: Backoff | None = None  # of responses for which no thread was taken
     _start: ASGISendEvent | None = None
+    _held: asyncio.Event | None = None  # the turn of a response that is held back
 
     async def send(self, message: ASGISendEvent) -> None:
         """Take a part of the response from the application."""
@@ -70,10 +71,16 @@ class CoalescedResponse(RequestResponseCycle):
             self.transport = transport
             buffer.flush()
 
+    def release(self) -> None:
+        """Hold back nothing any more: the client has left, or the service ends."""
+        if self.backoff and self._held:
+            self.backoff.cancel(self._held.set)
+            self._held.set()
+
     async def _back_off(self) -> None:
         """Hold back the last response on its connection: when it has it, the client is free to connect again."""
         admitted = self.scope["arrival"].admitted  # type: ignore[typeddict-item] # put there by protocol.py
         if self.backoff and not admitted and not self.disconnected:
-            turn = asyncio.Event()
-            if self.backoff.enter(turn.set, answered_at=time.monotonic()):
-                await turn.wait()
+            self._held = asyncio.Event()
+            if self.backoff.enter(self._held.set, answered_at=time.monotonic()):
+                await self._held.wait()

@@ -22,6 +22,8 @@ from service.http.threads import Overloaded
 from service.telemetry import metrics, traces
 from service.telemetry.record import Record
 
+HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")  # RFC 9110, 7.2
+
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -97,7 +99,7 @@ class _Request:
         if name == b"x-request-id":
             self.id = value
         elif name == b"host":
-            self.hosts += 1
+            self.hosts += 1 if HOST.fullmatch(value) else 2
         elif name == b"origin" or (name == b"connection" and value.lower() != b"keep-alive"):
             self.needs_full_parse = True
 

@@ -51,6 +51,8 @@ class RequestMiddleware:
                 await self.app(routed, exchange.receive, exchange.send)
         finally:
             exchange.release_permit()
+            if rejected := exchange.arrival.rejected:
+                record.status, record.code = rejected.status, rejected.code
             if route := routed.get("route"):
                 record.route = route.path_format
             tell(record)
@@ -91,24 +93,24 @@ class _Exchange:
     """One request and its answer, as they pass."""
 
     __slots__ = (
-        "_arrival",
         "_declared",
         "_limit",
         "_receive",
         "_received",
         "_send",
+        "arrival",
         "lost_its_body",
         "record",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
         headers = dict(scope["headers"])
-        self._arrival: Arrival = scope.setdefault("arrival", Arrival())
+        self.arrival: Arrival = scope.setdefault("arrival", Arrival())
         self.record = Record(
             request_id(headers.get(b"x-request-id", b"")),
             scope["method"],
             scope["raw_path"].decode("ascii", "backslashreplace"),  # still encoded: it cannot forge a log line
-            self._arrival.received_at,
+            self.arrival.received_at,
         )
         self._declared = int(headers.get(b"content-length", 0))
         # httptools takes what comes behind a head that asks for an upgrade, as curl --http2 does, for no body but,
@@ -121,7 +123,7 @@ class _Exchange:
 
     def release_permit(self) -> None:
         """Release what the server acquired, when no endpoint has done so."""
-        if permit := self._arrival.permit:
+        if permit := self.arrival.permit:
             permit.release()
 
     async def receive(self) -> Message:

@@ -27,7 +27,7 @@ from service.http.admission import Permit, Turn
 from service.http.arrival import Arrival
 from service.http.backoff import Backoff
 from service.http.coalesced_response import CoalescedResponse
-from service.http.early_queue import EarlyQueue, response_head
+from service.http.early_queue import HOST, EarlyQueue, response_head
 from service.http.middleware import request_id, tell
 from service.http.problems import HEAD_TOO_LARGE, MALFORMED_REQUEST, Problem, problem_response
 from service.http.threads import FULL, LATE
@@ -40,9 +40,9 @@ MAX_COOKIES = 4096  # bytes, as browsers have it: http.cookies takes 3.5 s for 6
 MAX_HEADERS = 100  # as Apache's LimitRequestFields: 13,000 of three bytes each took 17 ms and 1.6 MiB
 
 END_OF_HEAD = b"\r\n\r\n"
+END_OF_CHUNKS = re.compile(rb"[^\n]\r\n\r\n")  # or it is in the midst of a chunk
 REQUEST_LINE = re.compile(rb"([A-Z-]+) ([!-~]+) HTTP/1\.[01]\r\n")  # RFC 9112, 3
 BEGINNING = re.compile(rb"[A-Z-]{1,24}(?: |$)")  # of one that is not complete
-HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")  # RFC 9110, 7.2
 REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([^\r\n]*?)[ \t]*\r\n", re.IGNORECASE)
 
 # To be ignored, as we switch to no other protocol (RFC 9110, 7.8). The parser takes what follows for that protocol.
@@ -74,8 +74,8 @@ class Protocol(HttpToolsProtocol):
     _buffer = b""  # came and is not parsed: a head that is not complete, or what follows a request in progress
     _busy = False  # with a request, from its whole head to the end of its body and of its answer
     _body_left = 0  # bytes of its body that are to come; -1 for a chunked one
-    _tail = b""  # the last three bytes of a chunked body
-    _running: RequestResponseCycle | None = None
+    _tail = b""  # the last four bytes of a chunked body
+    _running: CoalescedResponse | None = None
     _turn: Turn | None = None  # of the read that waits in the early queue
     _received_at = 0.0  # on the monotonic clock
     _head = b""  # of the request in progress
@@ -102,6 +102,9 @@ class Protocol(HttpToolsProtocol):
         self._check_keep_alive()
         if len(self.connections) <= clients.FEW:
             clients.enlarge_send_buffer(transport)
+        backoff: Backoff | None = self.app_state.get("cheap_backoff")
+        if backoff and backoff.in_debt:  # of clients that connect again, instead of waiting
+            self._debt = backoff, 0.0, time.monotonic()
         if len(self.connections) > self.app_state.get("max_clients", clients.MAX_CLIENTS):
             self._evict_some(each for each in self.connections if isinstance(each, Protocol) and each.idle)
 
@@ -115,10 +118,15 @@ class Protocol(HttpToolsProtocol):
             self._turn = None
         if self._backoff:
             self._backoff.cancel(self._resume)
+        if self._debt:
+            self._debt[0].charge(self._debt[1])
         if self._running:
             self._running.disconnected = True
             self._running.message_event.set()
+            self._running.release()
         super().connection_lost(exc)
+        # Or all of them would keep each other from being freed, until the garbage collector looks.
+        self.cycle = self.scope = self.headers = self._running = None  # type: ignore[assignment]
         if self.timeout_keep_alive_task:
             self.timeout_keep_alive_task.cancel()
 
@@ -174,19 +182,20 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """End an answer, and begin on what follows, or later when the client has to wait."""
         self.server_state.total_requests += 1
-        if self.transport.is_closing():
+        cycle = self._running
+        if not cycle or self.transport.is_closing():
             return
-        cycle: CoalescedResponse = self._running  # type: ignore[assignment] # it is: see the end of this file
         self._since = self.loop.time()
         arrival: Arrival = cycle.scope["arrival"]  # type: ignore[typeddict-item] # as above
         if arrival.hashes:
             self._yields = cycle.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.SERVICE_UNAVAILABLE}
         self._running = None
-        if not self._body_left:
-            self.cycle = self.scope = self.headers = None  # type: ignore[assignment] # as at the connection's start
         if not arrival.admitted:
             self._owe(cycle.status, 1 + cycle.sent_bytes / SENT_UNIT + self.received / RECEIVED_UNIT)
-        self._next()
+        if cycle.keep_alive:
+            self._next()
+        else:
+            self._finish()
 
     def pause_writing(self) -> None:
         """Make no more answers for a client that does not read them; and cut the oldest of these, if they are many."""
@@ -206,6 +215,7 @@ class Protocol(HttpToolsProtocol):
         self._ending = True
         if self._running:
             self._running.keep_alive = False
+            self._running.release()
         if self._backoff:
             self._backoff.cancel(self._resume)
             self._resume()
@@ -313,16 +323,16 @@ class Protocol(HttpToolsProtocol):
             self._next()
 
     def _parse_chunked(self) -> None:
-        """Parse a slice of a chunked body, and nothing behind the body: it can only end with an empty line."""
+        """Parse a slice of a chunked body, and nothing behind the body: it ends with a line and an empty one."""
         data = self._tail + self._buffer[:CHUNKED_SLICE]
-        parsed, found = len(self._tail), -1
+        parsed, searched = len(self._tail), 0
         while self._body_left and parsed < len(data) and not self._rejected:
-            found = data.find(END_OF_HEAD, found + 1)
-            end = len(data) if found < 0 else found + len(END_OF_HEAD)
+            found = END_OF_CHUNKS.search(data, searched)
+            end = found.end() if found else len(data)
             self._parse(data[parsed:end])
-            parsed = end
+            parsed = searched = end
         self._buffer = data[parsed:] + self._buffer[CHUNKED_SLICE:]
-        self._tail = data[max(0, parsed - 3) : parsed]
+        self._tail = data[max(0, parsed - 4) : parsed]
 
     def _parse(self, data: bytes) -> None:
         try:
@@ -334,7 +344,7 @@ class Protocol(HttpToolsProtocol):
             self._reject(HEAD_TOO_LARGE if isinstance(exc.__context__, HeadTooLarge) else MALFORMED_REQUEST, data)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._running = cycle
+        self._running = cycle  # type: ignore[assignment] # it is one of ours: see the end of this file
         scope: Scope = cycle.scope  # type: ignore[assignment] # uvicorn's own type knows its own keys only
         scope["arrival"] = Arrival(self._received_at, self._disconnected, self._permit, self._yields)
         cycle.backoff = self.app_state.get("cheap_backoff")  # type: ignore[attr-defined]
@@ -354,6 +364,8 @@ class Protocol(HttpToolsProtocol):
         """Wait, if need be, before the next request is begun."""
         assert self._debt  # noqa: S101 - for types: asked by the caller
         (backoff, cost, answered_at), self._debt = self._debt, None
+        if not cost and self._early and self._early.matches(self._buffer):
+            return False  # a new client's read is for a thread
         if self._ending or not backoff.enter(self._resume, cost=cost, answered_at=answered_at):
             return False
         self._backoff = backoff
@@ -364,11 +376,14 @@ class Protocol(HttpToolsProtocol):
         """Read more of a request when what has come of it has had its share of the event loop."""
         self._owe(HTTPStatus.OK, cost)
         if not self._backoff and not (self._debt and self._pay()):
-            self.loop.call_soon(self._resume)
+            self.loop.call_soon(self._go_on)
 
     def _resume(self) -> None:
         self._backoff = None
-        if self.transport.is_closing():
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._backoff or self.transport.is_closing():
             return
         if self._running or self._turn:
             self.flow.resume_reading()
@@ -379,6 +394,9 @@ class Protocol(HttpToolsProtocol):
     def _next(self) -> None:
         """Have the next request begin, when this one has been answered and the rest of its body has come."""
         self._busy = self._body_left != 0
+        if not self._busy:
+            self._head = b""
+            self.cycle = self.scope = self.headers = None  # type: ignore[assignment] # as at the connection's start
         self._keep(len(self._buffer) - self.received)
         self._pieces = 0
         self.flow.resume_reading()
@@ -400,7 +418,7 @@ class Protocol(HttpToolsProtocol):
     @property
     def idle(self) -> bool:
         """Whether it is the client's turn: to ask, to send the rest of a body, to read an answer."""
-        if not self._busy or self._backoff or self.flow.write_paused:
+        if not self._busy or self._backoff or self._rejected or self.flow.write_paused:
             return True
         return bool(self._body_left)
 
@@ -444,23 +462,35 @@ class Protocol(HttpToolsProtocol):
 
     def _reject(self, problem: Problem, data: bytes) -> None:
         """Answer what cannot be parsed, for which no application is called, and close the connection."""
-        self._rejected = True
-        if self._running:  # it is in its body, and it is answered here
-            self._running.disconnected, self._running.waiting_for_100_continue = True, False
-            self._running.message_event.set()
-            data = self._head
-        found, line = REQUEST_ID.search(data), REQUEST_LINE.match(data)
+        answered = self.cycle is not None and not self._running  # and what cannot be parsed is in its body
+        found, line = REQUEST_ID.search(self._head or data), REQUEST_LINE.match(self._head or data)
         method, path = (part.decode() for part in line.groups()) if line else ("-", "-")
         record = Record(request_id(found[1] if found else b""), method, path.partition("?")[0])
         record.status, record.code = problem.status, problem.code
-        tell(record)
-        response = problem_response(problem)
-        headers = [*self.server_state.default_headers, (b"x-request-id", record.request_id.encode())]
-        self.transport.write(response_head(response, headers) + bytes(response.body))
-        # Closed at once, with bytes still coming, the client would get a reset in place of the answer.
-        if self.transport.can_write_eof():
+        if self._running:  # the application reads the body, and is to log it
+            arrival: Arrival = self._running.scope["arrival"]  # type: ignore[typeddict-item] # as above
+            arrival.rejected = problem
+            self._running.disconnected, self._running.waiting_for_100_continue = True, False
+            self._running.message_event.set()
+        elif not answered:
+            tell(record)
+        if not answered:
+            response = problem_response(problem)
+            headers = [*self.server_state.default_headers, (b"x-request-id", record.request_id.encode())]
+            body = b"" if method == "HEAD" else bytes(response.body)
+            self.transport.write(response_head(response, headers) + body)
+        self._owe(problem.status, 1)
+        self._body_left = -1  # more may come
+        self._finish()
+
+    def _finish(self) -> None:
+        """End the connection; when the client is still sending, in a moment, or it would get a reset for an answer."""
+        self._rejected = True
+        if (self._body_left or self._buffer) and self.transport.can_write_eof():
             self.transport.write_eof()
-        self.loop.call_later(LINGER, self.transport.close)
+            self.loop.call_later(LINGER, self.transport.close)
+        else:
+            self.transport.close()
 
 
 httptools_impl.RequestResponseCycle = CoalescedResponse  # type: ignore[misc] # uvicorn takes no other from its protocol
