@@ -93,20 +93,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             lag.start(asyncio.get_running_loop())
             yield {  # for http/protocol.py
                 "early_queue": EarlyQueue(queue, app.routes),
-                "refused_backoff": Backoff(
-                    rate=50,
-                    share=1 / 8,
-                    served=lambda: queue.released,
-                    pause=RETRY_AFTER,
-                    has_room=lambda: bool(queue.free and hashing.free),
-                ),
-                "cheap_backoff": Backoff(
-                    rate=100,
-                    share=1 / 4,
-                    served=lambda: queue.released,
-                    pause=0,
-                    has_room=lambda: not queue.in_flight and lag.seconds < MAX_LAG,
-                ),
+                **_backoffs(queue, hashing, lag),
                 "max_clients": max_clients(threads.size),
             }
 
@@ -138,6 +125,28 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         (route.path_format, sorted(route.methods or ())) for route in app.routes if isinstance(route, Route)
     )
     return app
+
+
+def _backoffs(queue: Admission, hashing: Admission, lag: LoopLag) -> dict[str, Backoff]:
+    """Return who waits before a request is read, or an answer sent, for which no thread is taken."""
+
+    def served() -> int:
+        return queue.released
+
+    def is_at_rest() -> bool:
+        return not queue.in_flight and lag.seconds < MAX_LAG
+
+    return {
+        # After a 503, for those that come again before Retry-After.
+        "refused_backoff": Backoff(
+            rate=50, share=1 / 8, served=served, longest=5, pause=RETRY_AFTER,
+            has_room=lambda: bool(queue.free and hashing.free),
+        ),
+        # After any other answer that took no thread.
+        "cheap_backoff": Backoff(rate=100, share=1 / 4, served=served, longest=5, has_room=is_at_rest),
+        # New connections, and the last answers on others: probes are among them, which give up after a second.
+        "reconnect_backoff": Backoff(rate=100, share=1 / 4, served=served, longest=0.5, has_room=is_at_rest),
+    }  # fmt: skip
 
 
 def _spare_the_collector() -> None:

@@ -40,13 +40,11 @@ class Room:
         return self.there_is
 
 
-def play(
-    rate: float, pause: float, room: Room, scene: Callable[[Crowd], Coroutine[Any, Any, None]], *, share: float = 0
-) -> None:
+def play(scene: Callable[[Crowd], Coroutine[Any, Any, None]], room: Room, **options: float) -> None:
     async def run() -> None:
         served = count()
-        backoff = Backoff(rate=rate, share=share, served=lambda: next(served), pause=pause, has_room=room)
-        await scene(Crowd(backoff))
+        settings = {"rate": SLOW, "share": 0, "longest": LONG, **options}
+        await scene(Crowd(Backoff(served=lambda: next(served), has_room=room, **settings)))
 
     asyncio.run(run())
 
@@ -55,7 +53,7 @@ def test_nobody_waits_while_there_is_room() -> None:
     async def scene(crowd: Crowd) -> None:
         assert crowd.come(1, 2, 3) == [False] * 3
 
-    play(SLOW, LONG, Room(there_is=True), scene)
+    play(scene, Room(there_is=True), pause=LONG)
 
 
 def test_without_room_they_resume_in_their_order_at_the_rate() -> None:
@@ -65,14 +63,14 @@ def test_without_room_they_resume_in_their_order_at_the_rate() -> None:
         await crowd.until(list(range(20)))
         assert time.monotonic() - began >= 0.19
 
-    play(100, 0, Room(there_is=False), scene)
+    play(scene, Room(there_is=False), rate=100)
 
 
 def test_who_comes_again_after_the_pause_does_not_wait() -> None:
     async def scene(crowd: Crowd) -> None:
         assert not crowd.backoff.enter(partial(crowd.resumed.append, 1), answered_at=time.monotonic() - 1)
 
-    play(SLOW, 1, Room(there_is=False), scene)
+    play(scene, Room(there_is=False), pause=1)
 
 
 def test_none_resumes_within_the_pause() -> None:
@@ -82,7 +80,7 @@ def test_none_resumes_within_the_pause() -> None:
         await crowd.until([1, 2])
         assert time.monotonic() - began >= 0.2
 
-    play(10_000, 0.2, Room(there_is=False), scene)
+    play(scene, Room(there_is=False), rate=10_000, pause=0.2)
 
 
 def test_a_costly_answer_keeps_the_next_connections_for_longer() -> None:
@@ -93,7 +91,7 @@ def test_a_costly_answer_keeps_the_next_connections_for_longer() -> None:
         await crowd.until([1, 2])
         assert time.monotonic() - began >= 0.2
 
-    play(100, 0, Room(there_is=False), scene)
+    play(scene, Room(there_is=False), rate=100)
 
 
 def test_they_have_a_share_of_what_is_served() -> None:
@@ -103,7 +101,7 @@ def test_they_have_a_share_of_what_is_served() -> None:
         crowd.come(*range(20))
         await crowd.until(list(range(20)))
 
-    play(0, 0, Room(there_is=False), scene, share=2)
+    play(scene, Room(there_is=False), rate=0, share=2)
 
 
 def test_they_resume_in_their_order_as_soon_as_there_is_room() -> None:
@@ -116,7 +114,7 @@ def test_they_resume_in_their_order_as_soon_as_there_is_room() -> None:
         await crowd.until(list(range(101)))
         assert crowd.come(101) == [False]
 
-    play(SLOW, LONG, room, scene)
+    play(scene, room, pause=LONG)
 
 
 def test_a_connection_that_has_ended_does_not_resume() -> None:
@@ -130,4 +128,25 @@ def test_a_connection_that_has_ended_does_not_resume() -> None:
         room.there_is = True
         await crowd.until([2])
 
-    play(SLOW, LONG, room, scene)
+    play(scene, room, pause=LONG)
+
+
+def test_none_waits_for_longer_than_the_longest() -> None:
+    async def scene(crowd: Crowd) -> None:
+        crowd.come(*range(50))
+        await crowd.until(list(range(50)))
+
+    play(scene, Room(there_is=False), longest=0.1)
+
+
+def test_what_a_connection_cost_that_has_ended_is_held_against_the_others() -> None:
+    async def scene(crowd: Crowd) -> None:
+        before = crowd.backoff.in_debt
+        crowd.backoff.charge(20)
+        assert (before, crowd.backoff.in_debt) == (False, True)
+        began = time.monotonic()
+        crowd.come(1)
+        await crowd.until([1])
+        assert time.monotonic() - began >= 0.19
+
+    play(scene, Room(there_is=False), rate=100)

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 TICK = 0.01  # seconds between two looks at those that wait
-LONGEST = 5.0  # seconds that a connection waits without credit: a proxy may share it among many people
+MOST_DEBT = 1000.0  # small answers
 BURST = 32  # connections that resume in one tick when there is room: more would keep the loop for long
 
 Resume = Callable[[], object]
@@ -41,15 +41,23 @@ class Backoff:
     """
 
     def __init__(
-        self, *, rate: float, share: float, served: Callable[[], int], pause: float, has_room: Callable[[], bool]
+        self,
+        *,
+        rate: float,
+        share: float,
+        served: Callable[[], int],
+        has_room: Callable[[], bool],
+        longest: float,
+        pause: float = 0.0,
     ) -> None:
         """Resume `rate` connections a second, and `share` for each one more of `served()`; at once while `has_room()`.
 
-        With a `pause`, only those wait that come again within so many seconds of their answer, and until it is over.
+        None waits for more than `longest` seconds: a proxy may share its connection among many people. With a `pause`, only those wait that come again within so many seconds of their answer, and until it is over.
         """
         self._rate = rate
         self._share = share
         self._served = served
+        self._longest = longest
         self._pause = pause
         self._has_room = has_room
         self._waiting: OrderedDict[Resume, tuple[float, float]] = OrderedDict()  # the time from which, and the cost
@@ -88,7 +96,7 @@ class Backoff:
     def charge(self, cost: float) -> None:
         """Have all others wait for what a connection cost that has ended."""
         self._earn()
-        self._credit -= cost
+        self._credit = max(self._credit - cost, -MOST_DEBT)
 
     def _earn(self) -> None:
         now, served = time.monotonic(), self._served()
@@ -109,7 +117,7 @@ class Backoff:
         early = BURST
         while self._waiting:
             resume, (not_before, cost) = next(iter(self._waiting.items()))
-            if now < not_before or (self._credit <= 0 and now < not_before + LONGEST):
+            if now < not_before or (self._credit <= 0 and now < not_before + self._longest):
                 if not early or not self._has_room():
                     break
                 early -= 1

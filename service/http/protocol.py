@@ -102,7 +102,7 @@ class Protocol(HttpToolsProtocol):
         self._check_keep_alive()
         if len(self.connections) <= clients.FEW:
             clients.enlarge_send_buffer(transport)
-        backoff: Backoff | None = self.app_state.get("cheap_backoff")
+        backoff: Backoff | None = self.app_state.get("reconnect_backoff")
         if backoff and backoff.in_debt:  # of clients that connect again, instead of waiting
             self._debt = backoff, 0.0, time.monotonic()
         if len(self.connections) > self.app_state.get("max_clients", clients.MAX_CLIENTS):
@@ -118,8 +118,8 @@ class Protocol(HttpToolsProtocol):
             self._turn = None
         if self._backoff:
             self._backoff.cancel(self._resume)
-        if self._debt:
-            self._debt[0].charge(self._debt[1])
+        if self._debt and (backoff := self.app_state.get("reconnect_backoff")):
+            backoff.charge(self._debt[1])
         if self._running:
             self._running.disconnected = True
             self._running.message_event.set()
@@ -347,7 +347,7 @@ class Protocol(HttpToolsProtocol):
         self._running = cycle  # type: ignore[assignment] # it is one of ours: see the end of this file
         scope: Scope = cycle.scope  # type: ignore[assignment] # uvicorn's own type knows its own keys only
         scope["arrival"] = Arrival(self._received_at, self._disconnected, self._permit, self._yields)
-        cycle.backoff = self.app_state.get("cheap_backoff")  # type: ignore[attr-defined]
+        cycle.backoff = self.app_state.get("reconnect_backoff")  # type: ignore[attr-defined]
         self._permit = None
         super()._start_asgi_task(cycle, app)
 
