@@ -52,7 +52,8 @@ class Backoff:
     ) -> None:
         """Resume `rate` connections a second, and `share` for each one more of `served()`; at once while `has_room()`.
 
-        None waits for more than `longest` seconds: a proxy may share its connection among many people. With a `pause`, only those wait that come again within so many seconds of their answer, and until it is over.
+        None waits for more than `longest` seconds: a proxy may share its connection among many people. With a `pause`,
+        only those wait that come again within so many seconds of their answer, and until it is over.
         """
         self._rate = rate
         self._share = share
