@@ -43,8 +43,15 @@ class Room:
 def play(scene: Callable[[Crowd], Coroutine[Any, Any, None]], room: Room, **options: float) -> None:
     async def run() -> None:
         served = count()
-        settings = {"rate": SLOW, "share": 0, "longest": LONG, **options}
-        await scene(Crowd(Backoff(served=lambda: next(served), has_room=room, **settings)))
+        backoff = Backoff(
+            rate=options.get("rate", SLOW),
+            share=options.get("share", 0),
+            served=lambda: next(served),
+            has_room=room,
+            longest=options.get("longest", LONG),
+            pause=options.get("pause", 0),
+        )
+        await scene(Crowd(backoff))
 
     asyncio.run(run())
 

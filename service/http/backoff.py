@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 TICK = 0.01  # seconds between two looks at those that wait
 MOST_DEBT = 1000.0  # small answers
@@ -34,38 +35,26 @@ class LoopLag:
         loop.call_at(due, measure)
 
 
+@dataclass(eq=False)
 class Backoff:
     """A line of connections: the first resumes when its share allows it, or as soon as there is room.
 
     To be used on one event loop only.
     """
 
-    def __init__(
-        self,
-        *,
-        rate: float,
-        share: float,
-        served: Callable[[], int],
-        has_room: Callable[[], bool],
-        longest: float,
-        pause: float = 0.0,
-    ) -> None:
-        """Resume `rate` connections a second, and `share` for each one more of `served()`; at once while `has_room()`.
+    rate: float  # connections that resume in a second, at least
+    share: float  # and for each one more of `served()`
+    served: Callable[[], int]
+    has_room: Callable[[], bool]  # whether all may resume at once
+    longest: float  # seconds that a connection waits at the most: a proxy may share it among many people
+    pause: float = 0.0  # seconds: when given, only who comes again within them waits, and until they are over
 
-        None waits for more than `longest` seconds: a proxy may share its connection among many people. With a `pause`,
-        only those wait that come again within so many seconds of their answer, and until it is over.
-        """
-        self._rate = rate
-        self._share = share
-        self._served = served
-        self._longest = longest
-        self._pause = pause
-        self._has_room = has_room
-        self._waiting: OrderedDict[Resume, tuple[float, float]] = OrderedDict()  # the time from which, and the cost
-        self._credit = 0.0  # how much may resume; less than nothing when more did
-        self._paid_at = 0.0
-        self._paid_for = 0
-        self._ticks = False
+    # From when on each may resume, and what its last answer cost.
+    _waiting: OrderedDict[Resume, tuple[float, float]] = field(default_factory=OrderedDict, init=False)
+    _credit: float = field(default=0.0, init=False)  # how much may resume; less than nothing when more did
+    _paid_at: float = field(default=0.0, init=False)
+    _paid_for: int = field(default=0, init=False)
+    _ticks: bool = field(default=False, init=False)
 
     @property
     def in_debt(self) -> bool:
@@ -79,8 +68,8 @@ class Backoff:
         `answered_at` is the time, on the monotonic clock, of the answer that cost so much, where 1 is a small one.
         What comes after waits longer by that.
         """
-        not_before = answered_at + self._pause
-        if (self._pause and time.monotonic() >= not_before) or (not self._waiting and self._has_room()):
+        not_before = answered_at + self.pause
+        if (self.pause and time.monotonic() >= not_before) or (not self._waiting and self.has_room()):
             return False
         self._earn()
         self._waiting[resume] = not_before, cost
@@ -100,8 +89,8 @@ class Backoff:
         self._credit = max(self._credit - cost, -MOST_DEBT)
 
     def _earn(self) -> None:
-        now, served = time.monotonic(), self._served()
-        self._credit += self._rate * (now - self._paid_at) + self._share * (served - self._paid_for)
+        now, served = time.monotonic(), self.served()
+        self._credit += self.rate * (now - self._paid_at) + self.share * (served - self._paid_for)
         self._credit = min(self._credit, BURST if self._waiting else 0.0)
         self._paid_at, self._paid_for = now, served
 
@@ -118,8 +107,8 @@ class Backoff:
         early = BURST
         while self._waiting:
             resume, (not_before, cost) = next(iter(self._waiting.items()))
-            if now < not_before or (self._credit <= 0 and now < not_before + self._longest):
-                if not early or not self._has_room():
+            if now < not_before or (self._credit <= 0 and now < not_before + self.longest):
+                if not early or not self.has_room():
                     break
                 early -= 1
             else:
