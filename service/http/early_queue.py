@@ -64,21 +64,20 @@ class EarlyQueue:
             return b""
         if self._traced or parser.get_http_version() != "1.1":
             return b""
-        method = parser.get_method().decode()
-        record = Record(request_id(request.id), method, path, received_at)
+        record = Record(request_id(request.id), parser.get_method().decode(), path, received_at)
         record.route, record.status, record.code = route, HTTPStatus.SERVICE_UNAVAILABLE, PROBLEMS[Overloaded].code
         metrics.REFUSED.add(self.admission.name, reason)
         tell(record)
-        response = response_head(self._answer, [*headers, (b"x-request-id", record.request_id.encode())])
-        return response if method == "HEAD" else response + bytes(self._answer.body)
+        return response_bytes(self._answer, record, headers)
 
 
-def response_head(response: Response, headers: Headers) -> bytes:
-    """Return the status line and the header fields of `response`, with more `headers`, as HTTP/1.1 has them."""
+def response_bytes(response: Response, record: Record, headers: Headers) -> bytes:
+    """Return `response` to the request of `record`, with more `headers`, as HTTP/1.1 has it."""
     status = HTTPStatus(response.status_code)
     lines = [b"HTTP/1.1 %d %b" % (status, status.phrase.encode())]
     lines += [b"%b: %b" % header for header in [*headers, *response.raw_headers]]
-    return b"\r\n".join(lines) + b"\r\n\r\n"
+    lines += [b"x-request-id: %b" % record.request_id.encode(), b"", b""]
+    return b"\r\n".join(lines) + (b"" if record.method == "HEAD" else bytes(response.body))
 
 
 class _Request:

@@ -93,6 +93,7 @@ class Endpoint:
 
         body: Any = PydanticUndefined
         if self._route.body_field is not None:
+            # With a request of its own, so that its bytes are not kept while this one waits.
             body = await read_json(Request(scope, receive), timeout=self._deadline)  # 400, 408, 413, 415
             received_at = time.monotonic()
         DEADLINE.set(received_at + self._deadline)

@@ -11,7 +11,7 @@ processor's caches: with 1,000 connections that cost a fifteenth of the throughp
 import asyncio
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from operator import attrgetter
 from typing import ClassVar
@@ -27,7 +27,7 @@ from service.http.admission import Permit, Turn
 from service.http.arrival import Arrival
 from service.http.backoff import Backoff
 from service.http.coalesced_response import CoalescedResponse
-from service.http.early_queue import HOST, EarlyQueue, response_head
+from service.http.early_queue import HOST, EarlyQueue, response_bytes
 from service.http.middleware import request_id, tell
 from service.http.problems import HEAD_TOO_LARGE, MALFORMED_REQUEST, Problem, problem_response
 from service.http.threads import FULL, LATE
@@ -106,7 +106,7 @@ class Protocol(HttpToolsProtocol):
         if backoff and backoff.in_debt:  # of clients that connect again, instead of waiting
             self._debt = backoff, 0.0, time.monotonic()
         if len(self.connections) > self.app_state.get("max_clients", clients.MAX_CLIENTS):
-            self._evict_some(each for each in self.connections if isinstance(each, Protocol) and each.idle)
+            self._evict_first((each for each in self._peers() if each.idle), attrgetter("_since"))  # idle for longest
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End what is in progress; what came behind it is not carried out."""
@@ -164,9 +164,8 @@ class Protocol(HttpToolsProtocol):
                 self._body_left = int(value)
             elif name == b"transfer-encoding":
                 self._body_left, self._tail = -1, b""
-        if not all(map(HOST.fullmatch, hosts)) or len(hosts) > 1:
-            raise ValueError("RFC 9112, 3.2")
-        if not hosts and self.parser.get_http_version() != "1.0":
+        may_lack_host = self.parser.get_http_version() == "1.0"
+        if len(hosts) > 1 or not all(map(HOST.fullmatch, hosts)) or not (hosts or may_lack_host):
             raise ValueError("RFC 9112, 3.2")
         if cookies > MAX_COOKIES:
             raise HeadTooLarge
@@ -186,7 +185,7 @@ class Protocol(HttpToolsProtocol):
         if not cycle or self.transport.is_closing():
             return
         self._since = self.loop.time()
-        arrival: Arrival = cycle.scope["arrival"]  # type: ignore[typeddict-item] # as above
+        arrival: Arrival = cycle.scope["arrival"]  # type: ignore[typeddict-item] # see `_start_asgi_task`
         if arrival.hashes:
             self._yields = cycle.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.SERVICE_UNAVAILABLE}
         self._running = None
@@ -259,20 +258,20 @@ class Protocol(HttpToolsProtocol):
             self._buffer = buffer[end:]
             self._busy = True
             self._head = buffer[:end]
-            self._admit(self._head)
+            self._admit()
             return True
         return False
 
-    def _admit(self, head: bytes) -> None:
-        """Parse a head, unless it is that of a read that has to wait for a thread."""
+    def _admit(self) -> None:
+        """Parse the head, unless it is that of a read that has to wait for a thread."""
         early = self._early
         self._received_at = time.monotonic()
-        if not early or not early.matches(head):
-            self._parse_head(head)
+        if not early or not early.matches(self._head):
+            self._parse_head()
         elif permit := early.admission.try_acquire():
-            self._parse_head(head, permit)
+            self._parse_head(permit)
         elif early.admission.full:
-            self._refuse(head, FULL)
+            self._refuse(FULL)
         else:
             self._turn = early.admission.enqueue(self._received_at + early.admission.wait)
             self._turn.add_done_callback(self._on_turn)
@@ -282,27 +281,27 @@ class Protocol(HttpToolsProtocol):
             return  # the client has left
         self._turn = None
         if turn.exception():
-            self._refuse(self._head, LATE)
+            self._refuse(LATE)
         else:
-            self._parse_head(self._head, turn.result())
+            self._parse_head(turn.result())
         self._advance()
 
-    def _refuse(self, head: bytes, reason: str) -> None:
+    def _refuse(self, reason: str) -> None:
         """Answer 503, by the application only where that is not known from the bytes of the head."""
         answer = b""
         if self._early and not self._ending and not self.flow.write_paused:
-            answer = self._early.refuse(head, reason, self._received_at, self.server_state.default_headers)
+            answer = self._early.refuse(self._head, reason, self._received_at, self.server_state.default_headers)
         if not answer:
-            self._parse_head(head)
+            self._parse_head()
             return
         self._since = self.loop.time()
         self.transport.write(answer)
         self._owe(HTTPStatus.SERVICE_UNAVAILABLE, 1)
         self._next()
 
-    def _parse_head(self, head: bytes, permit: Permit | None = None) -> None:
+    def _parse_head(self, permit: Permit | None = None) -> None:
         self._permit = permit
-        self._parse(UPGRADE.sub(b"", head))
+        self._parse(UPGRADE.sub(b"", self._head))
         if self._permit:  # no request has begun
             self._permit.release()
             self._permit = None
@@ -410,10 +409,7 @@ class Protocol(HttpToolsProtocol):
         self.received += size
         Protocol._all_received += size
         if Protocol._all_received > clients.MAX_RECEIVED and size > 0:
-            senders = [each for each in self.connections if isinstance(each, Protocol) and each.received]
-            senders.sort(key=attrgetter("received"), reverse=True)
-            for each in senders[: 1 + len(senders) // clients.EVICT_FRACTION]:
-                each.evict()
+            self._evict_first((each for each in self._peers() if each.received), lambda each: -each.received)
 
     @property
     def idle(self) -> bool:
@@ -434,10 +430,14 @@ class Protocol(HttpToolsProtocol):
         else:
             self._close()
 
-    def _evict_some(self, idle: Iterable["Protocol"]) -> None:
-        """Close those that are idle for longest: this one, when nobody else is."""
-        oldest = sorted(idle, key=attrgetter("_since"))
-        for each in oldest[: 1 + len(oldest) // clients.EVICT_FRACTION]:
+    def _peers(self) -> Iterator["Protocol"]:
+        """Return all connections of this worker, this one among them."""
+        return (each for each in self.connections if isinstance(each, Protocol))
+
+    def _evict_first(self, candidates: Iterable["Protocol"], key: Callable[["Protocol"], float]) -> None:
+        """Close the first of these connections, in the order of `key`: this one, when there is no other."""
+        ordered = sorted(candidates, key=key)
+        for each in ordered[: 1 + len(ordered) // clients.EVICT_FRACTION]:
             each.evict()
 
     def evict(self) -> None:
@@ -468,17 +468,14 @@ class Protocol(HttpToolsProtocol):
         record = Record(request_id(found[1] if found else b""), method, path.partition("?")[0])
         record.status, record.code = problem.status, problem.code
         if self._running:  # the application reads the body, and is to log it
-            arrival: Arrival = self._running.scope["arrival"]  # type: ignore[typeddict-item] # as above
+            arrival: Arrival = self._running.scope["arrival"]  # type: ignore[typeddict-item] # see `_start_asgi_task`
             arrival.rejected = problem
             self._running.disconnected, self._running.waiting_for_100_continue = True, False
             self._running.message_event.set()
         elif not answered:
             tell(record)
         if not answered:
-            response = problem_response(problem)
-            headers = [*self.server_state.default_headers, (b"x-request-id", record.request_id.encode())]
-            body = b"" if method == "HEAD" else bytes(response.body)
-            self.transport.write(response_head(response, headers) + body)
+            self.transport.write(response_bytes(problem_response(problem), record, self.server_state.default_headers))
         self._owe(problem.status, 1)
         self._body_left = -1  # more may come
         self._finish()
