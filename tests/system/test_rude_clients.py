@@ -20,12 +20,14 @@ from tests.polling import until
 from tests.postgres import Cluster, TestDatabase
 from tests.process import Service
 from tests.system.peer import Peer
+from tests.system.reconnecting import reconnecting
 
 ROUNDS = 3
 FEW = (16, 64)  # clients: the peak is at one of these
 HONEST = 16  # clients that read users, beside the others
 SHORT, LONG = 0.6, 1.1  # seconds of a measurement: of few clients, and of many
 CONNECTING = 0.7  # seconds until many clients have come
+STARTING = 1.0  # seconds until those in a process of their own have
 
 LOGIN_EVERY = 0.2  # seconds
 LOGINS = 8  # in each round
@@ -162,6 +164,25 @@ def test_requests_that_need_no_thread_leave_reads_most_of_what_they_had(
     figure = (
         f"{HONEST} clients that read beside {name}: {ratio:.2f} of what they get alone"
         f" ({median(beside):.0f} of {median(alone):.0f} a second; the others get {median(theirs):.0f})"
+    )
+    tell(figure)
+    assert ratio > 0.4, f"{figure}; the goal is 0.6"
+
+
+def test_clients_that_connect_again_without_saying_so_leave_reads_most_of_what_they_had(
+    served: Service, tell: Callable[[str], None]
+) -> None:
+    """Their next connection has to wait for what the last one cost."""
+    alone, beside = [], []
+    for _ in range(ROUNDS):
+        settle(served)
+        alone.append(drive(served.url, READ, HONEST, SHORT, ramp=0.1).goodput)
+        with reconnecting(served.url, request("GET", "/livez"), 64):
+            beside.append(drive(served.url, READ, HONEST, LONG, ramp=STARTING).goodput)
+    ratio = median(part / whole for part, whole in zip(beside, alone, strict=True))
+    figure = (
+        f"{HONEST} clients that read beside 64 that connect again without saying so: {ratio:.2f} of what they get alone"
+        f" ({median(beside):.0f} of {median(alone):.0f} a second)"
     )
     tell(figure)
     assert ratio > 0.4, f"{figure}; the goal is 0.6"
