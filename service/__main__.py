@@ -16,17 +16,17 @@ from pathlib import Path
 import uvicorn
 from uvicorn.supervisors import ChangeReload
 
-from service import logs
 from service import settings as environment
-from service.app import DATA
-from service.database import embedded
+from service.app import DATA, UPGRADES
 from service.database.budget import ServerUnfit
-from service.database.embedded import EmbeddedError
 from service.database.schema import SchemaError
-from service.http import clients
+from service.extras import embedded
+from service.extras.embedded import EmbeddedError
+from service.extras.http import clients
+from service.extras.http.supervisor import Supervisor
 from service.settings import Settings, SettingsError
 from service.startup import ServerRefused, ServerUnreachable, inspect_server, prepare_server
-from service.supervisor import Supervisor
+from service.telemetry import log
 
 WRONG = 2  # exit status: something is to be corrected
 FAILED = 3  # exit status of uvicorn: the application could not be started
@@ -108,16 +108,16 @@ def check(settings: Settings) -> None:
 def schema(settings: Settings) -> None:
     """Apply schema.sql to the configured database."""
     with _server(settings) as server:
-        prepare_server(server, settings, say)
+        prepare_server(server, settings, UPGRADES, say)
     print("the schema is up to date")
 
 
 def _start(settings: Settings, *, reload: bool) -> None:
-    logs.configure(settings.log_format)
+    log.configure(settings.log_format)
     # In this order: the second may take long.
     with _bind(settings) as address, _server(settings, logger.info) as server:
         try:
-            prepare_server(server, settings, logger.info)
+            prepare_server(server, settings, UPGRADES, logger.info)
         except ServerUnreachable as exc:
             logger.warning("the database does not answer, /readyz is 503 until it does: %s", exc)
         config = uvicorn.Config(
@@ -129,11 +129,11 @@ def _start(settings: Settings, *, reload: bool) -> None:
             timeout_graceful_shutdown=math.ceil(settings.graceful_shutdown_timeout),
             timeout_keep_alive=KEEP_ALIVE,
             timeout_worker_healthcheck=WORKER_PATIENCE,
-            log_config=None,  # service/logs.py
-            http="service.http.protocol:Protocol",
-            access_log=False,  # service/http/middleware.py writes it, with the request's id
+            log_config=None,  # service/telemetry/log.py
+            http="service.extras.http.protocol:Protocol",
+            access_log=False,  # service/web/middleware.py writes it, with the request's id
             server_header=False,
-            proxy_headers=False,  # http/operator.py asks who is there, and not who says to be
+            proxy_headers=False,  # extras/admin/routes.py asks who is there, and not who says to be
         )
         sockets = _listen(address, config, settings)
         if settings.workers > 1:

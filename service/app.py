@@ -18,29 +18,29 @@ import anyio.to_thread
 from fastapi import FastAPI
 from starlette.routing import Route
 
-from service import affinity, logs
 from service import settings as environment
-from service.database import embedded
-from service.database.deadlines import Watchdog
 from service.database.pool import Database
-from service.http import docs, health, operator
-from service.http.admission import Admission, thread_admission
-from service.http.backoff import Backoff, LoopLag
-from service.http.clients import max_clients
-from service.http.cors import Cors
-from service.http.early_queue import EarlyQueue
-from service.http.endpoint import Resources, endpoint_route
-from service.http.health import Readiness
-from service.http.middleware import BugMiddleware, RequestMiddleware
-from service.http.problems import PROBLEMS, RETRY_AFTER, install
-from service.http.threads import Threads
+from service.database.watchdog import Watchdog
+from service.extras import affinity, docs, embedded, tracing, upgrade
+from service.extras.admin import routes as admin
+from service.extras.admin.publisher import Parts, Status
+from service.extras.cors import Cors
+from service.extras.http.backoff import Backoff, LoopLag
+from service.extras.http.clients import max_clients
+from service.extras.http.early_queue import EarlyQueue
 from service.settings import Settings
 from service.startup import Startup
-from service.status import Parts, Status
-from service.telemetry import metrics, traces
+from service.telemetry import log, metrics
 from service.users import routes as users
 from service.users.errors import USER_PROBLEMS
 from service.users.passwords import HASHES_PER_SECOND, cores
+from service.web import health
+from service.web.admission import Admission, thread_admission
+from service.web.endpoint import Resources, endpoint_route
+from service.web.health import Readiness
+from service.web.middleware import BugMiddleware, RequestMiddleware
+from service.web.problems import PROBLEMS, RETRY_AFTER, install
+from service.web.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -50,35 +50,41 @@ GARBAGE = (10_000, 5, 5)
 
 MAX_LAG = 0.02  # seconds that the event loop may be late before requests that take no thread have to wait
 
+UPGRADES = (upgrade.UPGRADE,)  # another resource: one more here
+
 DATA = Path(__file__).parents[1] / ".data"  # of the embedded PostgreSQL
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Return the service, ready to be started by an ASGI server; it connects when it is."""
     settings = settings or _settings_or_exit()
-    logs.configure(settings.log_format)
+    log.configure(settings.log_format)
 
     # Threads = connections: one number, two uses. Everything else waits in `queue`, on the event loop.
-    threads = Threads(settings.worker_threads)
-    queue = thread_admission(threads, queue_length=settings.queue_length, queue_wait=settings.queue_wait)
+    workers = Workers(settings.worker_threads)
+    queue = thread_admission(workers, queue_length=settings.queue_length, queue_wait=settings.queue_wait)
     at_once = cores(settings.workers)
     hashing = Admission(
         at_once,
-        backlog=int(at_once + 1 < threads.size),  # one more is at hand, where that leaves a thread to all else
+        backlog=int(at_once + 1 < workers.size),  # one more is at hand, where that leaves a thread to all else
         name="hashing",
         queue_length=min(settings.queue_length, int(at_once * HASHES_PER_SECOND * settings.queue_wait)),
         queue_wait=settings.queue_wait,
     )
-    database = Database(size=threads.size, watchdog=Watchdog(leak_threshold=settings.leak_threshold))
+    database = Database(
+        size=workers.size,
+        watchdog=Watchdog(leak_threshold=settings.leak_threshold),
+        cursor_class=tracing.cursor_class,
+    )
     readiness = Readiness()
-    status = Status(Parts(threads, queue, hashing, database))
+    status = Status(Parts(workers, queue, hashing, database))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with AsyncExitStack() as stack:
-            stack.callback(logs.finish)
+            stack.callback(log.finish)
             server = stack.enter_context(embedded.running(DATA)) if settings.embedded else settings.server
-            startup = Startup(server, settings, database, readiness)
+            startup = Startup(server, settings, UPGRADES, database, readiness)
             stack.callback(database.close)
             stack.callback(startup.stop)
             _drain_at_the_end(readiness, startup)
@@ -87,14 +93,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 logger.info(affinity.settle())
             await anyio.to_thread.run_sync(startup.begin)
             _spare_the_collector()
-            await stack.enter_async_context(threads.running())
+            await stack.enter_async_context(workers.running())
             await stack.enter_async_context(status.telling())
             lag = LoopLag()
             lag.start(asyncio.get_running_loop())
-            yield {  # for http/protocol.py
-                "early_queue": EarlyQueue(queue, app.routes),
+            yield {  # for extras/http/protocol.py
+                "early_queue": EarlyQueue(queue, app.routes, traced=tracing.configured()),
                 **_backoffs(queue, hashing, lag),
-                "max_clients": max_clients(threads.size),
+                "max_clients": max_clients(workers.size),
             }
 
     app = FastAPI(
@@ -102,22 +108,23 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version="1.0.0",
         description="A users API whose database connections hold under load.",
         lifespan=lifespan,
-        openapi_url=None,  # http/docs.py has it
-        redirect_slashes=False,  # http/middleware.py answers both forms
-        telemetry=traces.CONFIGURATION,
+        openapi_url=None,  # extras/docs.py has it
+        redirect_slashes=False,  # web/middleware.py answers both forms
+        telemetry=tracing.CONFIGURATION,
     )
     table = {**PROBLEMS, **USER_PROBLEMS}
     install(app, table)
     app.add_middleware(BugMiddleware, table=table)  # innermost; the last one added is outermost
     if settings.allowed_origins:
         app.add_middleware(Cors, origins=settings.allowed_origins)
+    app.add_middleware(tracing.HideQuery)
     app.add_middleware(RequestMiddleware, max_body_size=settings.max_body_size)
 
-    route_class = endpoint_route(Resources(threads, queue, hashing, users.hashes, settings.request_deadline))
+    route_class = endpoint_route(Resources(workers, queue, hashing, users.hashes, settings.request_deadline))
     for router in (
         users.routes(database, route_class),  # another resource: one more line here
-        health.routes(readiness, threads, database),
-        operator.routes(settings),
+        health.routes(readiness, workers, database),
+        admin.routes(settings),
         docs.routes(app),
     ):
         app.router.routes.extend(router.routes)  # flat, as include_router costs 8 % of a small request

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import psycopg
@@ -10,15 +10,12 @@ import psycopg
 from service.database import budget, schema, sessions
 from service.database.budget import Budget, ServerUnfit
 from service.database.pool import Database
-from service.database.schema import SchemaError
+from service.database.schema import SchemaError, Upgrade
 from service.database.sessions import Session
-from service.http.health import Readiness
 from service.settings import Settings, SettingsError
-from service.users import upgrade as users
+from service.web.health import Readiness
 
 logger = logging.getLogger(__name__)
-
-UPGRADES = (users.UPGRADE,)  # another resource: one more here
 
 RETRY = 0.5  # seconds: a service that waits for its database serves within a second of its arrival
 
@@ -54,13 +51,15 @@ def inspect_server(server: Callable[[], str], settings: Settings) -> tuple[Sessi
         return session, found
 
 
-def prepare_server(server: Callable[[], str], settings: Settings, say: Callable[[str], None]) -> Session:
+def prepare_server(
+    server: Callable[[], str], settings: Settings, upgrades: Sequence[Upgrade], say: Callable[[str], None]
+) -> Session:
     """Inspect the server and apply the schema: two round trips more when it is in place.
 
     Raises what `inspect_server` does, and SchemaError.
     """
     with _inspected(server, settings) as (session, _, conn):
-        schema.apply(conn, session, UPGRADES, say)
+        schema.apply(conn, session, upgrades, say)
         return session
 
 
@@ -83,10 +82,18 @@ def _inspected(server: Callable[[], str], settings: Settings) -> Iterator[tuple[
 class Startup:
     """Brings one worker into service: at once, or when its database arrives."""
 
-    def __init__(self, server: Callable[[], str], settings: Settings, database: Database, readiness: Readiness) -> None:
+    def __init__(
+        self,
+        server: Callable[[], str],
+        settings: Settings,
+        upgrades: Sequence[Upgrade],
+        database: Database,
+        readiness: Readiness,
+    ) -> None:
         """Open `database` and clear `readiness` when the server is prepared."""
         self._server = server
         self._settings = settings
+        self._upgrades = upgrades
         self._database = database
         self._readiness = readiness
         self._stopped = threading.Event()
@@ -111,7 +118,7 @@ class Startup:
 
     def _try(self) -> bool:
         try:
-            session = prepare_server(self._server, self._settings, logger.info)
+            session = prepare_server(self._server, self._settings, self._upgrades, logger.info)
         except SchemaError as exc:
             self._tell("schema", exc)
         except (ServerUnreachable, ServerRefused, ServerUnfit, SettingsError) as exc:

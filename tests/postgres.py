@@ -16,7 +16,7 @@ from typing import Self
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from service.database.embedded import command, programs
+from service.extras.embedded import command, programs
 from tests.polling import until
 
 PASSWORD = "postgres password"

@@ -4,7 +4,7 @@ from typing import Any
 
 import httpx
 
-from tests.wire import Answer
+from tests.raw_http import Answer
 
 MEMBERS = {"type", "title", "status", "detail", "code"}
 

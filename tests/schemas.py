@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from service import settings as environment
+from service.app import UPGRADES
 from service.startup import prepare_server
 from tests.postgres import TestDatabase
 from tests.process import CHECKOUT
@@ -57,7 +58,7 @@ def prepare(database: TestDatabase, **settings: str) -> list[str]:
     """Prepare the server as every start of the service does; return what was said meanwhile."""
     found = environment.load({**database.environment, **settings}, dotenv=Path(os.devnull))
     said: list[str] = []
-    prepare_server(found.server, found, said.append)
+    prepare_server(found.server, found, UPGRADES, said.append)
     return said
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from service.http.admission import Admission
-from service.http.threads import Overloaded
+from service.web.admission import Admission
+from service.web.workers import Overloaded
 
 LONG = 60.0  # seconds: longer than a test
 

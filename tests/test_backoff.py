@@ -8,7 +8,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from service.http.backoff import Backoff
+from service.extras.http.backoff import Backoff
 
 SLOW = 0.01  # a second: that is, not within a test
 LONG = 60.0

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fastapi.exceptions import RequestValidationError
 
-from service.http.bodies import check_query, check_values
+from service.web.bodies import check_query, check_values
 
 MANY = {f"x{number}": number for number in range(101)}
 

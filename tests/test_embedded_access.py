@@ -14,8 +14,8 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 
-from service.database import embedded
-from service.database.embedded import EmbeddedError, command, programs
+from service.extras import embedded
+from service.extras.embedded import EmbeddedError, command, programs
 from tests.accounts import ACCOUNTS, EVERYWHERE, NOBODY, Account
 from tests.checkout import Checkout, descendants
 from tests.parallel import at_once

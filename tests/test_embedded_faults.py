@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.database.embedded import programs
+from service.extras.embedded import programs
 from tests.accounts import EVERYWHERE, NOBODY, ORDINARY, Account, modes, stranger
 from tests.checkout import Checkout, copied
 from tests.polling import until

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from service.http.admission import Admission
-from service.http.endpoint import Resources, endpoint_route
-from service.http.threads import Threads
+from service.web.admission import Admission
+from service.web.endpoint import Resources, endpoint_route
+from service.web.workers import Workers
 from tests.polling import until
 from tests.postgres import TestDatabase
 from tests.problems import is_problem
@@ -49,6 +49,6 @@ def test_an_endpoint_must_be_a_plain_def(resources: Resources) -> None:
 
 @pytest.fixture
 def resources() -> Resources:
-    threads = Threads(1)
+    workers = Workers(1)
     admission = Admission(1, backlog=0, name="threads", queue_length=1, queue_wait=1)
-    return Resources(threads, admission, admission, hashes=lambda _: False, deadline=1)
+    return Resources(workers, admission, admission, hashes=lambda _: False, deadline=1)

@@ -5,8 +5,8 @@ import pytest
 
 from tests.problems import is_problem
 from tests.process import Service
+from tests.raw_http import exchange
 from tests.users import create, new_user
-from tests.wire import exchange
 
 JSON = {"Content-Type": "application/json"}
 

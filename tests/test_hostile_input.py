@@ -7,8 +7,8 @@ import pytest
 
 from tests.problems import MEMBERS, is_problem
 from tests.process import Service
+from tests.raw_http import Answer, exchange
 from tests.users import create, new_user
-from tests.wire import Answer, exchange
 
 LONG = "9" * 5000
 

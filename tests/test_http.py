@@ -8,8 +8,8 @@ from tests.polling import until
 from tests.postgres import Cluster
 from tests.problems import is_problem
 from tests.process import Service
+from tests.raw_http import exchange
 from tests.users import create, new_user
-from tests.wire import exchange
 
 READABLE = [
     "/",

@@ -22,7 +22,7 @@ TIMEOUTS = {
 
 @pytest.fixture
 def service(cluster: Cluster) -> Iterator[Service]:
-    uvicorn = ["-m", "uvicorn", "--factory", "tests.forgetful:create_app", "--port", str(free_port())]
+    uvicorn = ["-m", "uvicorn", "--factory", "tests.leaky_endpoint:create_app", "--port", str(free_port())]
     settings = {**cluster.create_database().environment, **TIMEOUTS, "WORKER_THREADS": "2"}
     with Service(settings, argv=[sys.executable, *uvicorn]) as service:
         yield service

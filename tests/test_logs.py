@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from service.logs import CHEAP
+from service.telemetry.log import CHEAP
 from tests.parallel import at_once
 from tests.polling import until
 from tests.postgres import Cluster, TestDatabase, installed
 from tests.process import Service
-from tests.wire import Answer, connect
+from tests.raw_http import Answer, connect
 
 ADA: dict[str, Any] = {
     "id": 1,

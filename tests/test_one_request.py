@@ -14,7 +14,7 @@ import pytest
 from tests.polling import until
 from tests.postgres import TestDatabase
 from tests.process import Service
-from tests.wire import connect, exchange
+from tests.raw_http import connect, exchange
 
 ORIGIN = "https://app.example.com"
 SIZE = 64_000  # bytes: MAX_BODY_SIZE and the limit of the headers are 65,536
@@ -115,7 +115,7 @@ REQUESTS = {
     "slashes": get("/users" + "/" * SIZE),
     "a path of escapes": get("/users/" + "%41" * 20_000),
     "a path of marks": get("/users/" + "%CC%81%CC%A3" * 5_000),
-    # A query, of which service/http/bodies.py tells what is too much
+    # A query, of which service/web/bodies.py tells what is too much
     "a query of marks": get("/users?limit=0&email=a" + "%CC%81%CC%A3" * 5_000),
     "a query of names": get("/users?" + "&".join(f"{number:x}" for number in range(11_000))),
     "a query of one name": get("/users?limit=0" + "&a=1" * 15_000),

@@ -20,10 +20,10 @@ from tests.faults.sessions import locked, waiting
 from tests.polling import until
 from tests.postgres import Cluster, TestDatabase
 from tests.process import Service
-from tests.wire import Answer, connect, exchange
+from tests.raw_http import Answer, connect, exchange
 
 SCRIPT = "/docs/assets/redoc.standalone.js"  # the largest of all answers
-PROTOCOL = "service.http.protocol:Protocol"
+PROTOCOL = "service.extras.http.protocol:Protocol"
 SIGN_UP = b'{"id":7,"fname":"A","lname":"B","email":"a@example.com","password":"correct horse"}'
 
 
@@ -163,7 +163,7 @@ def test_a_connection_whose_request_takes_long_is_not_idle(impatient: Service, d
 
 
 def test_an_answer_that_breaks_off_before_its_body_is_an_error_and_no_silence() -> None:
-    uvicorn = f"-m uvicorn tests.half:app --port 0 --http {PROTOCOL}"
+    uvicorn = f"-m uvicorn tests.broken_response:app --port 0 --http {PROTOCOL}"
     with Service({}, argv=[sys.executable, *uvicorn.split()]) as half:
         assert exchange(half.url, "GET / HTTP/1.1").status_code == 500
 

@@ -2,11 +2,11 @@ import os
 import re
 import subprocess
 
-from service.http.health import NOT_READY
-from service.http.operator import OPERATOR_ONLY, WRONG_KEY
-from service.http.problems import CORS_REFUSED, HEAD_TOO_LARGE, MALFORMED_REQUEST, PROBLEMS, STOPPING
+from service.extras.admin.routes import OPERATOR_ONLY, WRONG_KEY
 from service.settings import Settings
 from service.users.errors import USER_PROBLEMS
+from service.web.health import NOT_READY
+from service.web.problems import CORS_REFUSED, HEAD_TOO_LARGE, MALFORMED_REQUEST, PROBLEMS, STOPPING
 from tests.process import CHECKOUT, Service
 
 README = (CHECKOUT / "README.md").read_text()

@@ -14,8 +14,8 @@ from tests.polling import until
 from tests.postgres import Cluster, TestDatabase
 from tests.problems import is_problem
 from tests.process import Service
+from tests.raw_http import Answer, connect
 from tests.scrape import counted
-from tests.wire import Answer, connect
 
 PAGE = "https://app.example.com"
 FULL = {

@@ -12,8 +12,8 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from service.database.embedded import programs
 from service.database.schema import LOCK, SCHEMA, SchemaError
+from service.extras.embedded import programs
 from tests.parallel import at_once
 from tests.polling import until
 from tests.postgres import PASSWORD, Cluster, TestDatabase

@@ -195,7 +195,7 @@ def test_it_can_be_stopped_while_it_waits_for_its_database(checkout: Checkout, h
 
 
 def test_while_its_database_is_silent_it_lives_and_says_that_it_is_starting() -> None:
-    uvicorn = "-m uvicorn --factory service.app:create_app --port 0 --http service.http.protocol:Protocol"
+    uvicorn = "-m uvicorn --factory service.app:create_app --port 0 --http service.extras.http.protocol:Protocol"
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = {"DATABASE_HOSTNAME": "127.0.0.1", "DATABASE_PORT": str(silent.getsockname()[1])}
         settings = {**address, "DATABASE_NAME": "x", "DATABASE_USERNAME": "x", "CONNECT_TIMEOUT": "60"}

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from service.telemetry import traces
+from service.extras import tracing
 from tests.faults.sessions import locked
 from tests.polling import until
 from tests.postgres import Cluster, TestDatabase
@@ -161,4 +161,4 @@ def test_no_span_says_who_somebody_is_or_what_the_password_was(service: Service,
 
 def test_without_an_exporter_nothing_is_traced() -> None:
     """And the pool's cursors are psycopg's own, so that it costs nothing: see database/pool.py."""
-    assert not traces.configured()
+    assert not tracing.configured()

@@ -2,7 +2,7 @@
 
 The pool holds exactly as many connections as the worker has threads, and an endpoint borrows at most
 one at a time, inside its own body. So a running thread always finds a connection free; it waits only
-while PostgreSQL is away. The queue of requests stands before the threads, in `http/admission.py`.
+while PostgreSQL is away. The queue of requests stands before the threads, in `web/admission.py`.
 """
 
 import logging
@@ -17,12 +17,11 @@ from psycopg import Connection, Cursor, Error, OperationalError, errors
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
-from service.database.deadlines import ConnectionCut, DeadlineExceeded, Watchdog, time_left
 from service.database.sessions import Session
+from service.database.watchdog import ConnectionCut, DeadlineExceeded, Watchdog, time_left
 from service.settings import SettingsError
-from service.telemetry import metrics, traces
+from service.telemetry import metrics
 from service.telemetry.record import RECORD
-from service.telemetry.traces import TracedCursor
 
 logger = logging.getLogger(__name__)
 
@@ -124,10 +123,13 @@ class PooledConnection(Connection[TupleRow]):
 class Database:
     """The pool of one worker process: `size` connections for `size` threads."""
 
-    def __init__(self, *, size: int, watchdog: Watchdog) -> None:
-        """Have nothing to lend until `open()`."""
+    def __init__(
+        self, *, size: int, watchdog: Watchdog, cursor_class: Callable[[], type[Cursor[TupleRow]]] = lambda: Cursor
+    ) -> None:
+        """Have nothing to lend until `open()`, which asks for `cursor_class`."""
         self._size = size
         self._watchdog = watchdog
+        self._cursor_class = cursor_class
         self._drained_at = 0.0
         self._preamble = ""
         self._connected = 0  # how often
@@ -149,7 +151,7 @@ class Database:
         self._pool = ConnectionPool(
             conninfo,
             connection_class=PooledConnection,
-            kwargs={**session.arguments, **({"cursor_factory": TracedCursor} if traces.configured() else {})},
+            kwargs={**session.arguments, "cursor_factory": self._cursor_class()},
             min_size=self._size,
             max_size=self._size,
             open=True,

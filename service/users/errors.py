@@ -2,7 +2,7 @@
 
 from psycopg import IntegrityError, errors
 
-from service.http.problems import Problem, Table
+from service.web.problems import Problem, Table
 
 
 class UserNotFound(Exception):

@@ -11,14 +11,16 @@ from typing import TypeVar
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from service.affinity import leave_the_core
-from service.database.deadlines import DeadlineExceeded, time_left
+from service.database.watchdog import DeadlineExceeded, time_left
 
 T = TypeVar("T")
 
 # How far hashing stands back for all else. As equals, two sign-ups at a time on two cores left 1,400 reads a second in
 # 17 ms (p99); so they leave 3,600 in 7 ms, and are 41 a second themselves in place of 55.
 NICE = 10
+
+# Those that the process started with, where that can be told.
+CORES = os.sched_getaffinity(0) if sys.platform == "linux" else set[int]()
 
 HASHES_PER_SECOND = 50  # of one core: more need not wait than can be hashed while they wait
 
@@ -54,8 +56,7 @@ def is_outdated(stored: str) -> bool:
 
 def cores(workers: int) -> int:
     """Return how many hashes one of `workers` processes may work on at once: its share of the cores."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, available // workers)
+    return max(1, (len(CORES) or os.cpu_count() or 1) // workers)
 
 
 def _stand_back() -> None:
@@ -74,7 +75,8 @@ def _by_the_deadline(work: Callable[..., T], *arguments: str) -> T:
 
 
 def _anywhere(work: Callable[..., T], *arguments: str) -> T:
-    leave_the_core()  # each time: the worker may get a core of its own later, and keep all its threads to it
+    if CORES:  # each time: the worker may have moved all its threads to one core
+        os.sched_setaffinity(0, CORES)
     return work(*arguments)
 
 

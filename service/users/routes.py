@@ -12,15 +12,14 @@ from psycopg import Error
 from pydantic import MISSING
 from starlette.convertors import Convertor, register_url_convertor
 
-from service.database.deadlines import DeadlineExceeded
 from service.database.pool import Database, DatabaseUnavailable
-from service.http.docs import answers
-from service.http.endpoint import release_hashing_permit
-from service.http.problems import PROBLEMS, Table
+from service.database.watchdog import DeadlineExceeded
 from service.users import queries
 from service.users.errors import USER_PROBLEMS, UserNotFound, WrongCredentials
 from service.users.models import Body, Credentials, NewUser, Page, User, UserChange, UserId, UserReplacement
 from service.users.passwords import NOBODY, hash_password, is_outdated, is_password
+from service.web.endpoint import release_hashing_permit
+from service.web.problems import PROBLEMS, Table, answers
 
 TABLE: Table = {**PROBLEMS, **USER_PROBLEMS}
 ALWAYS = ("invalid-request", "overloaded", "database-unavailable", "deadline-exceeded", "internal-error")

@@ -17,9 +17,9 @@ from tests.faults.sessions import locked, sessions, terminate, waiting
 from tests.polling import until
 from tests.postgres import Cluster, TestDatabase
 from tests.process import Service
+from tests.raw_http import connect
 from tests.scrape import counted
-from tests.stingy import MAX_UNSENT
-from tests.wire import connect
+from tests.small_buffer import MAX_UNSENT
 
 THREADS = 8
 MANY = 200  # sockets
@@ -221,7 +221,7 @@ def test_answers_that_nobody_takes_are_given_up_from_the_oldest_on(
 ) -> None:
     """The last of them goes on to take its own, and gets all."""
     database = cluster.create_database()
-    uvicorn = "-m uvicorn --factory tests.stingy:create_app --port 0 --http service.http.protocol:Protocol"
+    uvicorn = "-m uvicorn --factory tests.small_buffer:create_app --port 0 --http service.extras.http.protocol:Protocol"
     with Service(database.environment, argv=[sys.executable, *uvicorn.split()]) as service, ExitStack() as stack:
         with database.connect() as conn:
             conn.execute(FILL)

@@ -19,8 +19,8 @@ from tests.faults.sessions import locked, sessions, waiting
 from tests.polling import until
 from tests.postgres import Cluster, TestDatabase
 from tests.process import Service
+from tests.raw_http import connect
 from tests.scrape import counted
-from tests.wire import connect
 
 # Eight clients may all be at one worker, and hash there one by one, on a machine that is busy with something else.
 FOUR_THREADS = {"WORKER_THREADS": "4", "QUEUE_WAIT": "9", "REQUEST_DEADLINE": "10"}

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from service import settings as environment
-from service.http.clients import open_files
+from service.extras.http.clients import open_files
 from service.settings import Settings, SettingsError
 from tests.load.clients import Address, Client, Load, Phase
 

@@ -13,7 +13,7 @@ from tests.faults.sessions import locked, sessions, waiting
 from tests.polling import until
 from tests.postgres import Cluster, TestDatabase, installed
 from tests.process import Service
-from tests.system.crowd import quantile
+from tests.system.load_clients import quantile
 from tests.system.namespaces import Detour
 
 THREADS = 8

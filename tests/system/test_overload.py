@@ -9,7 +9,7 @@ from tests.faults.sessions import OURS
 from tests.polling import until
 from tests.postgres import TestDatabase
 from tests.process import Service
-from tests.system.crowd import USERS, Crowd, crowd, goodput, newcomers, quantile
+from tests.system.load_clients import USERS, Crowd, crowd, goodput, newcomers, quantile
 
 MANY = 1000
 THREADS = 8

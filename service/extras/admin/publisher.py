@@ -15,17 +15,17 @@ from functools import partial
 import psycopg
 from anyio import to_thread
 
-from service import chronicle
-from service.chronicle import Chronicle, Json
-from service.database.census import census
-from service.database.deadlines import DEADLINE, DeadlineExceeded
 from service.database.pool import Database, DatabaseUnavailable
-from service.http.admission import Admission
-from service.http.threads import Threads
+from service.database.watchdog import DEADLINE, DeadlineExceeded
+from service.extras.admin import history
+from service.extras.admin.history import Chronicle, Json
+from service.extras.admin.server_stats import census
 from service.telemetry import metrics
 from service.telemetry.board import BOARD, Row
 from service.telemetry.metrics import buckets, total, whole
 from service.telemetry.record import RECORD, Record
+from service.web.admission import Admission
+from service.web.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ PATIENCE = 2.0  # seconds it has for the answer
 class Parts:
     """What there is to look at in a worker."""
 
-    threads: Threads
+    workers: Workers
     queue: Admission
     hashing: Admission
     database: Database
@@ -62,8 +62,8 @@ class Status:
             asyncio.create_task(_every(seconds, step))
             for seconds, step in (
                 (TICK, self._tell),
-                (chronicle.EVERY, partial(to_thread.run_sync, self._chronicle.write)),  # 1 to 3 ms
-                (chronicle.EVERY, self._count),
+                (history.EVERY, partial(to_thread.run_sync, self._chronicle.write)),  # 1 to 3 ms
+                (history.EVERY, self._count),
             )
         ]
         try:
@@ -83,18 +83,18 @@ class Status:
                     family.set(0, *labels)
         metrics.PID.set(os.getpid())
         metrics.SINCE.set(time.time())
-        metrics.SIZE.set(self._parts.threads.size, "threads")
+        metrics.SIZE.set(self._parts.workers.size, "threads")
         metrics.SIZE.set(self._parts.hashing.limit, "hashing")
         metrics.SIZE.set(self._parts.queue.length + self._parts.queue.backlog, "queue")
-        metrics.CONNECTIONS_MAX.set(self._parts.threads.size)
+        metrics.CONNECTIONS_MAX.set(self._parts.workers.size)
 
     async def _tell(self) -> None:
-        threads, queue, hashing = self._parts.threads, self._parts.queue, self._parts.hashing
-        idle = max(0, threads.idle)
-        metrics.THREADS.set(threads.size - idle, "used")
+        workers, queue, hashing = self._parts.workers, self._parts.queue, self._parts.hashing
+        idle = max(0, workers.idle)
+        metrics.THREADS.set(workers.size - idle, "used")
         metrics.THREADS.set(idle, "idle")
         metrics.IN_PROGRESS.set(queue.in_flight)
-        metrics.QUEUED.set(queue.waiting + max(0, -threads.idle), "threads")
+        metrics.QUEUED.set(queue.waiting + max(0, -workers.idle), "threads")
         busy = min(hashing.in_flight, hashing.limit)
         metrics.QUEUED.set(hashing.waiting + hashing.in_flight - busy, "hashing")
         metrics.HASHING.set(busy, "used")
@@ -114,13 +114,13 @@ class Status:
         now = time.monotonic()
         if not self._chronicle.ours or (now < self._next_census and not self._chronicle.trouble):
             return
-        if self._parts.threads.idle <= 0:
+        if self._parts.workers.idle <= 0:
             return  # every thread is busy with the database, and the queue is for users
         self._next_census = now + CENSUS
         RECORD.set(Record("-", "census", ""))
         DEADLINE.set(now + PATIENCE)
         try:
-            self._chronicle.census = await self._parts.threads.run(
+            self._chronicle.census = await self._parts.workers.run(
                 census, {"database": self._parts.database}, start_by=now + PATIENCE
             )
         except (DatabaseUnavailable, DeadlineExceeded, psycopg.Error) as exc:
@@ -149,7 +149,7 @@ async def _every(seconds: float, step: Callable[[], Awaitable[None]]) -> None:
 def view(workers: int) -> Json:
     """Return what GET /pool tells of all workers together: 1 to 5 ms, so not on the event loop."""
     rows = BOARD.rows()
-    told = chronicle.read(BOARD.folder)
+    told = history.read(BOARD.folder)
     living = [row for row, alive in rows if alive and _at(row, metrics.PID)]
     return {
         "at": time.time(),
@@ -157,7 +157,7 @@ def view(workers: int) -> Json:
         "holders": sorted(
             (holder for row in living for holder in _holders(row)), key=lambda holder: -holder["seconds"]
         ),
-        "history": {"every": chronicle.EVERY, "until": told.get("until"), **told.get("history", {})},
+        "history": {"every": history.EVERY, "until": told.get("until"), **told.get("history", {})},
         "totals": {
             "requests": sum(buckets(rows, metrics.REQUESTS, metrics.REQUESTS.places)),
             "refused": whole(rows, metrics.REFUSED),

@@ -22,17 +22,17 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.http import clients
-from service.http.admission import Permit, Turn
-from service.http.arrival import Arrival
-from service.http.backoff import Backoff
-from service.http.coalesced_response import CoalescedResponse
-from service.http.early_queue import HOST, EarlyQueue, response_bytes
-from service.http.middleware import request_id, tell
-from service.http.problems import HEAD_TOO_LARGE, MALFORMED_REQUEST, Problem, problem_response
-from service.http.threads import FULL, LATE
+from service.extras.http import clients
+from service.extras.http.backoff import Backoff
+from service.extras.http.coalesced_response import CoalescedResponse
+from service.extras.http.early_queue import HOST, EarlyQueue, response_bytes
 from service.telemetry import metrics
 from service.telemetry.record import Record
+from service.web.admission import Permit, Turn
+from service.web.arrival import Arrival
+from service.web.middleware import request_id, tell
+from service.web.problems import HEAD_TOO_LARGE, MALFORMED_REQUEST, Problem, problem_response
+from service.web.workers import FULL, LATE
 
 MAX_HEAD = 65_536  # bytes: eight times what browsers and proxies send
 MAX_TARGET = 32_768  # bytes of a path and its query: 64,000 % are decoded in 20 ms

@@ -14,13 +14,13 @@ from fastapi import Response
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
-from service.http.admission import Admission
-from service.http.endpoint import Endpoint
-from service.http.middleware import request_id, tell
-from service.http.problems import PROBLEMS, problem_response
-from service.http.threads import Overloaded
-from service.telemetry import metrics, traces
+from service.telemetry import metrics
 from service.telemetry.record import Record
+from service.web.admission import Admission
+from service.web.endpoint import Endpoint
+from service.web.middleware import request_id, tell
+from service.web.problems import PROBLEMS, problem_response
+from service.web.workers import Overloaded
 
 HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")  # RFC 9110, 7.2
 
@@ -30,7 +30,7 @@ Headers = list[tuple[bytes, bytes]]
 class EarlyQueue:
     """The queue before the threads, for requests of which only the head's bytes are known."""
 
-    def __init__(self, admission: Admission, routes: Iterable[BaseRoute]) -> None:
+    def __init__(self, admission: Admission, routes: Iterable[BaseRoute], *, traced: bool) -> None:
         """Be for the reads among `routes`, as far as they run on a thread."""
         self.admission = admission
         self._routes = [
@@ -41,7 +41,7 @@ class EarlyQueue:
         paths = {re.escape(route.path_format.partition("/{")[0].encode()) for route in self._routes}
         self._beginning = re.compile(rb"(?:GET|HEAD) (?:%s)[/? ]" % b"|".join(paths))
         self._answer = problem_response(PROBLEMS[Overloaded])
-        self._traced = traces.configured()
+        self._traced = traced
 
     def matches(self, head: bytes) -> bool:
         """Tell whether this is the head of such a read."""

@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 
 from service import app
-from service.http import clients
+from service.extras.http import clients
 
 MAX_UNSENT = 2**22  # bytes
 

@@ -14,11 +14,11 @@ from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from service import status
-from service.http.problems import Problem, json_response, render
-from service.http.shared import Shared
+from service.extras.admin import publisher
+from service.extras.admin.single_flight import Shared
 from service.settings import Settings
 from service.telemetry import exposition
+from service.web.problems import Problem, json_response, render
 
 OPERATOR_ONLY = Problem(
     "operator-only", 403, "This is for the operator",
@@ -53,7 +53,7 @@ def routes(settings: Settings) -> APIRouter:
     router = APIRouter(include_in_schema=False)
     refused = _access(settings)
     exposed = Shared(exposition.render)
-    view = Shared(partial(status.view, settings.workers))
+    view = Shared(partial(publisher.view, settings.workers))
 
     @router.get("/metrics")
     async def metrics() -> Response:

@@ -12,12 +12,11 @@ import re
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import logs
-from service.http.arrival import Arrival
-from service.http.bodies import BodyTooLarge
-from service.http.problems import MALFORMED_REQUEST, STOPPING, Table, find, render
-from service.telemetry import metrics, traces
+from service.telemetry import log, metrics
 from service.telemetry.record import RECORD, Record
+from service.web.arrival import Arrival
+from service.web.bodies import BodyTooLarge
+from service.web.problems import MALFORMED_REQUEST, STOPPING, Table, find, render
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +40,6 @@ class RequestMiddleware:
         exchange = _Exchange(scope, receive, send, self.max_body_size)
         record = exchange.record
         RECORD.set(record)
-        if scope["query_string"]:
-            traces.hide_query()
         routed = _routable(scope)
         try:
             if exchange.lost_its_body:
@@ -147,7 +144,7 @@ def tell(record: Record) -> None:
     """End, count and log a request. To be called on the event loop."""
     record.end()
     metrics.note(record)
-    logs.tell(record)
+    log.tell(record)
 
 
 def request_id(given: bytes) -> str:

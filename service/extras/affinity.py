@@ -2,7 +2,7 @@
 
 Its threads take turns with the GIL, so one core is all they can use, and a turn that moves to another core
 costs more: on a core of its own, the same worker serves 1.2 to 1.5 times the requests. Hashing a password lets
-the GIL go, and may use them all: see users/passwords.py.
+the GIL go, and uses them all: see users/passwords.py.
 """
 
 import os
@@ -15,7 +15,6 @@ from pathlib import Path
 
 RETRY = 1.0  # seconds: while workers are replaced, there is one more of them than cores
 
-_given: set[int] = set()  # the cores that the process may use; empty while it does not keep to one
 _taken: list[socket.socket] = []
 
 
@@ -36,12 +35,6 @@ def settle() -> str:
     return f"this worker keeps to core {core} (WORKER_AFFINITY)"
 
 
-def leave_the_core() -> None:
-    """Let this thread use every core that the process may use. Costs a system call, 1 µs."""
-    if _given:
-        os.sched_setaffinity(0, _given)
-
-
 def _take(given: set[int]) -> int | None:
     # In any order: services in containers of their own cannot see each other's sockets.
     for core in random.sample(sorted(given), len(given)):
@@ -56,7 +49,6 @@ def _take(given: set[int]) -> int | None:
             with suppress(ProcessLookupError):  # it has ended since
                 os.sched_setaffinity(int(thread.name), {core})
         _taken.append(mine)
-        _given.update(given)
         return core
     return None
 

@@ -8,6 +8,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 from psycopg import Cursor, Error
 from psycopg.rows import TupleRow
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 # With OTEL_EXPORTER_OTLP_ENDPOINT set, FastAPI exports. Its metrics and logs would be those of one worker each: ours
 # are at /metrics and on standard output.
@@ -24,9 +25,22 @@ def configured() -> bool:
     return span.is_recording()  # and is never ended, so that it goes nowhere itself
 
 
-def hide_query() -> None:
-    """Take the query of the URL, in which there may be somebody's email, out of the span of the current request."""
-    trace.get_current_span().set_attribute("url.query", "REDACTED")
+def cursor_class() -> type[Cursor[TupleRow]]:
+    """Return the class of the cursors of all connections. To be asked when the application has started."""
+    return TracedCursor if configured() else Cursor
+
+
+class HideQuery:
+    """ASGI middleware that takes the query, in which there may be somebody's email, out of the request's span."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope.get("query_string"):
+            trace.get_current_span().set_attribute("url.query", "REDACTED")
+        await self.app(scope, receive, send)
 
 
 class TracedCursor(Cursor[TupleRow]):

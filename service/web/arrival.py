@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from service.http.admission import Permit
-from service.http.problems import Problem
+from service.web.admission import Permit
+from service.web.problems import Problem
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ import time
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from service.http.backoff import Backoff
+from service.extras.http.backoff import Backoff
 
 LARGE = 65_536  # bytes of a response that are not copied: all clients of /docs share one copy of its scripts
 

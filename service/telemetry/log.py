@@ -12,8 +12,8 @@ from collections import Counter
 from http import HTTPStatus
 from typing import Any
 
-from service.log_writer import LogWriter
 from service.telemetry import metrics
+from service.telemetry.log_writer import LogWriter
 from service.telemetry.record import RECORD, Record
 
 # PostgreSQL quotes the whole row there, and with it somebody's email and the hash of a password.
@@ -225,7 +225,7 @@ def configure(form: str) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
-    logging.getLogger("uvicorn.access").disabled = True  # http/middleware.py tells of requests
+    logging.getLogger("uvicorn.access").disabled = True  # web/middleware.py tells of requests
     logging.getLogger("psycopg").setLevel(logging.WARNING)  # the pool tells every checkout at INFO
     logging.getLogger("psycopg.pool").addFilter(_not_repeated)
     # What Python itself writes to standard error would wait for its reader.

@@ -3,7 +3,6 @@
 import importlib.util
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
@@ -11,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from service.http.problems import MEDIA_TYPE, Problem, Table, json_response
+from service.web.problems import json_response
 
 ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",
@@ -46,24 +45,6 @@ PROBLEM_SCHEMA = {
         },
     },
 }
-
-
-def answers(table: Table, *codes: str) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI responses for the problems called `codes`, an example for each."""
-    responses: dict[int | str, dict[str, Any]] = {}
-    for problem in (problem for problem in table.values() if problem.code in codes):
-        response = responses.setdefault(problem.status, {"description": problem.title, "content": {MEDIA_TYPE: {}}})
-        content = response["content"][MEDIA_TYPE]
-        content["schema"] = {"$ref": "#/components/schemas/Problem"}
-        content.setdefault("examples", {})[problem.title] = {"value": _example(problem)}
-    return responses
-
-
-def _example(problem: Problem) -> dict[str, Any]:
-    if problem.code == "invalid-request":
-        error = {"loc": ["body", "fname"], "msg": "Field required", "type": "missing"}
-        return {**problem.members(), "errors": [error]}
-    return problem.members()
 
 
 def routes(app: FastAPI) -> APIRouter:

@@ -6,11 +6,10 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from service.database.deadlines import DEADLINE, DeadlineExceeded
 from service.database.pool import Database, DatabaseUnavailable
-from service.http.docs import answers
-from service.http.problems import Problem, json_response, render
-from service.http.threads import Threads
+from service.database.watchdog import DEADLINE, DeadlineExceeded
+from service.web.problems import Problem, answers, json_response, render
+from service.web.workers import Workers
 
 PROBE_TIMEOUT = 2.0  # seconds: most orchestrators give a probe as much, or less
 
@@ -48,7 +47,7 @@ class Readiness:
             self.failed = None
 
 
-def routes(readiness: Readiness, threads: Threads, database: Database) -> APIRouter:
+def routes(readiness: Readiness, workers: Workers, database: Database) -> APIRouter:
     """Return the routes of the three questions."""
     router = APIRouter(tags=["service"])
 
@@ -68,10 +67,10 @@ def routes(readiness: Readiness, threads: Threads, database: Database) -> APIRou
     async def readyz() -> Response:
         """Asks the database, over a connection that nobody needs at the moment; busy is not failed."""
         failed = readiness.failed
-        if failed is None and threads.idle > 0:
+        if failed is None and workers.idle > 0:
             deadline = time.monotonic() + PROBE_TIMEOUT
             DEADLINE.set(deadline)
-            failed = await threads.run(_probe, {"database": database}, start_by=deadline)
+            failed = await workers.run(_probe, {"database": database}, start_by=deadline)
         return render(NOT_READY, failed=failed) if failed else json_response(READY)
 
     return router

@@ -15,12 +15,12 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
-from service.database.deadlines import ConnectionCut, DeadlineExceeded
 from service.database.pool import ConnectionBroke, DatabaseUnavailable, TooManyConnections
-from service.http.bodies import BodyTooLarge, BodyTooSlow, MalformedJson, UnsupportedMediaType
-from service.http.threads import Overloaded
+from service.database.watchdog import ConnectionCut, DeadlineExceeded
 from service.telemetry import metrics
 from service.telemetry.record import RECORD
+from service.web.bodies import BodyTooLarge, BodyTooSlow, MalformedJson, UnsupportedMediaType
+from service.web.workers import Overloaded
 
 MEDIA_TYPE = "application/problem+json"
 ERRORS_SHOWN = 20  # of a 422: a body of ten thousand unknown fields gets no answer ten times its size
@@ -187,6 +187,24 @@ def json_response(
     """Return `content` as JSON, with a newline at its end for the terminal it is read in."""
     # Escaped to ASCII: the name of a field can be a lone surrogate, which UTF-8 cannot hold.
     return Response(json.dumps(content, separators=(",", ":")).encode() + b"\n", status, headers, media_type)
+
+
+def answers(table: Table, *codes: str) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI responses for the problems called `codes`, an example for each."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for problem in (problem for problem in table.values() if problem.code in codes):
+        response = responses.setdefault(problem.status, {"description": problem.title, "content": {MEDIA_TYPE: {}}})
+        content = response["content"][MEDIA_TYPE]
+        content["schema"] = {"$ref": "#/components/schemas/Problem"}
+        content.setdefault("examples", {})[problem.title] = {"value": _example(problem)}
+    return responses
+
+
+def _example(problem: Problem) -> dict[str, Any]:
+    if problem.code == "invalid-request":
+        error = {"loc": ["body", "fname"], "msg": "Field required", "type": "missing"}
+        return {**problem.members(), "errors": [error]}
+    return problem.members()
 
 
 def _error(error: Mapping[str, Any]) -> dict[str, Any]:

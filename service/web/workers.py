@@ -75,7 +75,7 @@ class _Call:
             self.answer.set_result(outcome)
 
 
-class Threads:
+class Workers:
     """`size` threads. To be used on one event loop only."""
 
     def __init__(self, size: int) -> None:

@@ -22,14 +22,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.database.deadlines import DEADLINE
 from service.database.pool import ConnectionBroke
-from service.http.admission import Admission, Permit
-from service.http.arrival import Arrival
-from service.http.bodies import check_query, read_json
-from service.http.threads import FULL, Overloaded, Threads
+from service.database.watchdog import DEADLINE
 from service.telemetry import metrics
 from service.telemetry.record import RECORD
+from service.web.admission import Admission, Permit
+from service.web.arrival import Arrival
+from service.web.bodies import check_query, read_json
+from service.web.workers import FULL, Overloaded, Workers
 
 # Releases the permit of the current request to hash; called from its thread.
 _RELEASE_HASHING: ContextVar[Callable[[], object]] = ContextVar("_RELEASE_HASHING", default=lambda: None)
@@ -44,7 +44,7 @@ def release_hashing_permit() -> None:
 class Resources:
     """What all endpoints share."""
 
-    threads: Threads
+    workers: Workers
     queue: Admission  # before the threads
     hashing: Admission  # before that, of sign-ups and log-ins: they never keep a thread from a read
     hashes: Callable[[Any], bool]  # whether a request with this body is one of these
@@ -70,7 +70,7 @@ class Endpoint:
     def __init__(self, route: APIRoute, resources: Resources) -> None:
         """Run the endpoint of `route`, as `resources` admit."""
         self._route = route
-        self._threads = resources.threads
+        self._workers = resources.workers
         self._queue = resources.queue
         self._hashing = resources.hashing
         self._hashes = resources.hashes
@@ -120,7 +120,7 @@ class Endpoint:
         with arrival.permit or await _acquire(self._queue, until, arrival):  # 503; nothing but a place in the queue
             record.queued = time.monotonic() - queued_at
             arrival.admitted = True
-            run = partial(self._threads.run, self._route.endpoint, arguments)
+            run = partial(self._workers.run, self._route.endpoint, arguments)
             try:
                 result = await run(start_by=until)
             except ConnectionBroke:

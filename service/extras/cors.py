@@ -5,7 +5,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from service.http.problems import CORS_REFUSED, render
+from service.web.problems import CORS_REFUSED, render
 
 
 class Cors(CORSMiddleware):

@@ -9,8 +9,8 @@ import time
 from collections import OrderedDict
 from typing import Self
 
-from service.http.threads import BACKLOG, FULL, LATE, TICK, Overloaded, Threads
 from service.telemetry import metrics
+from service.web.workers import BACKLOG, FULL, LATE, TICK, Overloaded, Workers
 
 
 class Permit:
@@ -163,9 +163,9 @@ class Admission:
             loop.call_later(TICK, self._expire, loop)
 
 
-def thread_admission(threads: Threads, *, queue_length: int, queue_wait: float) -> Admission:
+def thread_admission(workers: Workers, *, queue_length: int, queue_wait: float) -> Admission:
     """Return the queue before `threads`, the first of which are the backlog of calls that are ready to begin."""
-    backlog = min(BACKLOG * threads.size, queue_length)
+    backlog = min(BACKLOG * workers.size, queue_length)
     return Admission(
-        threads.size, backlog=backlog, name="threads", queue_length=queue_length - backlog, queue_wait=queue_wait
+        workers.size, backlog=backlog, name="threads", queue_length=queue_length - backlog, queue_wait=queue_wait
     )

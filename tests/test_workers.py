@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.http.threads import Overloaded, Threads
+from service.web.workers import Overloaded, Workers
 from tests.polling import until
 
 SIZE = 2
@@ -34,23 +34,23 @@ def later(wait: float = LONG) -> float:
     return time.monotonic() + wait
 
 
-def play(scene: Callable[[Threads], Coroutine[Any, Any, None]]) -> None:
+def play(scene: Callable[[Workers], Coroutine[Any, Any, None]]) -> None:
     """Run a scene with `SIZE` threads."""
 
     async def run() -> None:
-        threads = Threads(SIZE)
-        async with asyncio.timeout(LONG), threads.running():
-            await scene(threads)
-            assert threads.idle == SIZE
+        workers = Workers(SIZE)
+        async with asyncio.timeout(LONG), workers.running():
+            await scene(workers)
+            assert workers.idle == SIZE
 
     asyncio.run(run())
     until(lambda: not any(thread.name.startswith("AnyIO") for thread in threading.enumerate()), "its threads end")
 
 
-async def all_taken(threads: Threads) -> tuple[Hold, asyncio.Future[list[None]]]:
+async def all_taken(workers: Workers) -> tuple[Hold, asyncio.Future[list[None]]]:
     """Return what holds every thread, and what ends when it has let go."""
     hold = Hold()
-    held = asyncio.gather(*(threads.run(hold, {}, start_by=later()) for _ in range(SIZE)))
+    held = asyncio.gather(*(workers.run(hold, {}, start_by=later()) for _ in range(SIZE)))
     for _ in range(SIZE):
         assert await asyncio.to_thread(hold.begun.acquire, timeout=LONG)
     return hold, held
@@ -60,9 +60,9 @@ def test_a_call_is_carried_out_on_a_thread_in_the_context_of_its_request() -> No
     def answer(number: int) -> tuple[int, str, bool]:
         return number, COLOUR.get(), threading.current_thread() is threading.main_thread()
 
-    async def scene(threads: Threads) -> None:
+    async def scene(workers: Workers) -> None:
         COLOUR.set("blue")
-        assert await threads.run(answer, {"number": 7}, start_by=later()) == (7, "blue", False)
+        assert await workers.run(answer, {"number": 7}, start_by=later()) == (7, "blue", False)
 
     play(scene)
 
@@ -72,10 +72,10 @@ def test_what_a_call_raises_is_raised_where_it_is_awaited(raised: type[Exception
     def fail() -> None:
         raise raised
 
-    async def scene(threads: Threads) -> None:
+    async def scene(workers: Workers) -> None:
         for _ in range(SIZE + 1):  # and its thread takes the next
             with pytest.raises(seen):
-                await threads.run(fail, {}, start_by=later())
+                await workers.run(fail, {}, start_by=later())
 
     play(scene)
 
@@ -86,9 +86,9 @@ def test_calls_that_no_thread_takes_in_time_are_refused_and_never_carried_out() 
     def note(number: int) -> None:
         done.append(number)
 
-    async def scene(threads: Threads) -> None:
-        hold, held = await all_taken(threads)
-        calls = [threads.run(note, {"number": n}, start_by=later(0.2)) for n in range(5)]
+    async def scene(workers: Workers) -> None:
+        hold, held = await all_taken(workers)
+        calls = [workers.run(note, {"number": n}, start_by=later(0.2)) for n in range(5)]
         late = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(each) for each in late] == [Overloaded] * 5
         hold.go.set()
@@ -104,9 +104,9 @@ def test_a_call_that_nobody_awaits_any_more_is_never_carried_out() -> None:
     def note() -> None:
         done.append(True)
 
-    async def scene(threads: Threads) -> None:
-        hold, held = await all_taken(threads)
-        forgotten = asyncio.create_task(threads.run(note, {}, start_by=later()))
+    async def scene(workers: Workers) -> None:
+        hold, held = await all_taken(workers)
+        forgotten = asyncio.create_task(workers.run(note, {}, start_by=later()))
         await asyncio.sleep(0)
         forgotten.cancel()
         await asyncio.wait([forgotten])

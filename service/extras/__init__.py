@@ -1,0 +1,1 @@
+"""What the service works without. Each part can be deleted with its lines in app.py or __main__.py."""

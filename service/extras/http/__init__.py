@@ -1,0 +1,1 @@
+"""uvicorn's HTTP, bounded in all that a client can make grow. The only folder that uses private names of uvicorn."""
