@@ -35,12 +35,13 @@ from service.users import routes as users
 from service.users.errors import USER_PROBLEMS
 from service.users.passwords import HASHES_PER_SECOND, cores
 from service.web import health
-from service.web.admission import Admission, thread_admission
+from service.web.admission import Admission
 from service.web.endpoint import Resources, endpoint_route
 from service.web.health import Readiness
 from service.web.middleware import BugMiddleware, RequestMiddleware
 from service.web.problems import PROBLEMS, RETRY_AFTER, install
-from service.web.workers import Workers
+from service.web.waiting_line import expiring
+from service.web.workers import BACKLOG, Workers
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     # Threads = connections: one number, two uses. Everything else waits in `queue`, on the event loop.
     workers = Workers(settings.worker_threads)
-    queue = thread_admission(workers, queue_length=settings.queue_length, queue_wait=settings.queue_wait)
+    backlog = min(BACKLOG * workers.size, settings.queue_length)
+    queue = Admission(
+        workers.size,
+        backlog=backlog,
+        name="threads",
+        queue_length=settings.queue_length - backlog,
+        queue_wait=settings.queue_wait,
+    )
     at_once = cores(settings.workers)
     hashing = Admission(
         at_once,
@@ -71,11 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         queue_length=min(settings.queue_length, int(at_once * HASHES_PER_SECOND * settings.queue_wait)),
         queue_wait=settings.queue_wait,
     )
-    database = Database(
-        size=workers.size,
-        watchdog=Watchdog(leak_threshold=settings.leak_threshold),
-        cursor_class=tracing.cursor_class,
-    )
+    database = Database(workers.size, Watchdog(leak_threshold=settings.leak_threshold), tracing.cursor_class)
     readiness = Readiness()
     status = Status(Parts(workers, queue, hashing, database))
 
@@ -94,6 +98,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await anyio.to_thread.run_sync(startup.begin)
             _spare_the_collector()
             await stack.enter_async_context(workers.running())
+            await stack.enter_async_context(expiring(queue, hashing, workers))
             await stack.enter_async_context(status.telling())
             lag = LoopLag()
             lag.start(asyncio.get_running_loop())
@@ -120,7 +125,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(tracing.HideQuery)
     app.add_middleware(RequestMiddleware, max_body_size=settings.max_body_size)
 
-    route_class = endpoint_route(Resources(workers, queue, hashing, users.hashes, settings.request_deadline))
+    route_class = endpoint_route(Resources(workers, queue, hashing, settings.request_deadline))
     for router in (
         users.routes(database, route_class),  # another resource: one more line here
         health.routes(readiness, workers, database),

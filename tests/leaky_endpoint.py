@@ -6,7 +6,8 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.routing import APIRoute
 
 from service import app
-from service.database.pool import Database, PooledConnection
+from service.database.connection import PooledConnection
+from service.database.pool import Database
 from service.users import routes as users
 
 forgotten: list[AbstractContextManager[PooledConnection]] = []

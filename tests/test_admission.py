@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from service.web.admission import Admission
-from service.web.workers import Overloaded
+from service.web.admission import Admission, Overloaded
+from service.web.waiting_line import expiring
 
 LONG = 60.0  # seconds: longer than a test
 
@@ -80,8 +80,9 @@ def crowd(
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
         admission = Admission(limit, backlog=backlog, name="threads", queue_length=queue_length, queue_wait=queue_wait)
         crowd = Crowd(admission)
-        await scene(crowd)
-        await crowd.go_home()
+        async with expiring(admission):
+            await scene(crowd)
+            await crowd.go_home()
         assert errors == []
 
     return lambda scene: asyncio.run(play(scene))

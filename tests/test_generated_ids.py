@@ -7,7 +7,8 @@ from secrets import token_hex
 
 import pytest
 
-from service.database.pool import PooledConnection
+from service.database.connection import PooledConnection
+from service.database.outage import Outage
 from service.users.errors import EmailTaken, IdTaken
 from service.users.queries import insert_user, select_user
 from tests.parallel import at_once
@@ -45,7 +46,7 @@ def conn(database: TestDatabase) -> Iterator[PooledConnection]:
 
 
 def connect(database: TestDatabase) -> PooledConnection:
-    return PooledConnection.connect(database.conninfo, autocommit=True)
+    return PooledConnection.connect(database.conninfo, outage=Outage(), autocommit=True)
 
 
 def fields(**others: str) -> dict[str, str]:
@@ -137,7 +138,7 @@ def test_a_role_that_may_only_use_the_sequence_is_enough(database: TestDatabase)
     with database.connect() as conn:
         conn.execute(f'GRANT SELECT, INSERT ON "user" TO {role}; GRANT USAGE ON SEQUENCE user_id_seq TO {role}')
         conn.execute(TAKE, (FIRST, FIRST + 9))
-    with PooledConnection.connect(database.conninfo, user=role, autocommit=True) as conn:
+    with PooledConnection.connect(database.conninfo, outage=Outage(), user=role, autocommit=True) as conn:
         assert insert_user(conn, None, fields())[0] == FIRST + 10
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from service.database.pool import PooledConnection
+from service.database.connection import PooledConnection
+from service.database.outage import Outage
 from service.users.errors import UserReferenced
 from service.users.queries import delete_user, references
 from tests.postgres import Cluster, TestDatabase, installed
@@ -63,7 +64,7 @@ def test_a_user_who_is_needed_stays_where_the_commit_comes_later(
     user = create(service.client)
     refer(database, column, user["id"])
     with (
-        PooledConnection.connect(database.conninfo, autocommit=True) as conn,
+        PooledConnection.connect(database.conninfo, outage=Outage(), autocommit=True) as conn,
         pytest.raises(UserReferenced),
         references(),
         conn.transaction(),

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from service.web.workers import Overloaded, Workers
+from service.web.admission import Overloaded
+from service.web.waiting_line import expiring
+from service.web.workers import Workers
 from tests.polling import until
 
 SIZE = 2
@@ -39,7 +41,7 @@ def play(scene: Callable[[Workers], Coroutine[Any, Any, None]]) -> None:
 
     async def run() -> None:
         workers = Workers(SIZE)
-        async with asyncio.timeout(LONG), workers.running():
+        async with asyncio.timeout(LONG), workers.running(), expiring(workers):
             await scene(workers)
             assert workers.idle == SIZE
 

@@ -1,7 +1,7 @@
-"""Who holds a connection, since when: cuts what hangs, reports what leaks.
+"""Who holds a connection, and since when: cuts what hangs, reports what leaks.
 
-A frozen server keeps acknowledging packets, so no timeout of TCP or PostgreSQL ends the wait for it.
-What does is shutting the connection's socket down from another thread: the waiting read returns at once.
+A frozen server keeps acknowledging packets, so no timeout of TCP or PostgreSQL ends the wait for its answer. Shutting
+down the connection's socket from another thread does: the waiting read returns at once.
 """
 
 import logging
@@ -32,17 +32,9 @@ def time_left(seconds: float) -> float:
     return min(seconds, max(0.0, deadline - time.monotonic())) if deadline else seconds
 
 
-class DeadlineExceeded(Exception):
-    """The request ran out of time. Nothing was done: PostgreSQL stopped its statement, or never had it."""
-
-
-class ConnectionCut(DeadlineExceeded):
-    """The connection was cut at the request's deadline: its statement may have been carried out."""
-
-
 @dataclass(eq=False, slots=True)
-class Loan:
-    """A connection in use."""
+class Lease:
+    """A connection in use, by which thread and for which request."""
 
     connection: Connection
     thread: int
@@ -52,15 +44,20 @@ class Loan:
     reported: bool = False
     cut: bool = False
 
+    def end(self) -> None:
+        """Shut the socket down, so that whatever waits for it returns."""
+        self.cut = True  # before the thread wakes up and asks
+        self.cut = _shut_down(self.connection)  # if this failed, the next look tries again
+
 
 class Watchdog:
-    """Looks at every loan ten times a second, from a thread of its own."""
+    """Looks at every lease ten times a second, from a thread of its own. Thread-safe."""
 
     def __init__(self, *, leak_threshold: float) -> None:
-        """Report a loan after `leak_threshold` seconds; each loan's deadline is its request's own."""
+        """Report a lease after `leak_threshold` seconds."""
         self._leak_threshold = leak_threshold
-        self._loans: set[Loan] = set()
-        self._most = 0  # at once, since `most` was asked
+        self._leases: set[Lease] = set()
+        self._high_water = 0
         self._lock = threading.Lock()
         self._stopped = threading.Event()
 
@@ -69,68 +66,63 @@ class Watchdog:
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """End the watch, and what still waits for a connection: nobody waits for its answer, and the process ends."""
+        """Stop watching and cut every connection in use: the process ends, and nobody waits for their answers."""
         with self._lock:
             self._stopped.set()
-            for loan in self._loans:
-                _end(loan)
+            for lease in self._leases:
+                lease.end()
 
-    def watch(self, connection: Connection) -> Loan:
-        """Watch `connection`, in use by the current thread and request, until the loan is given to `unwatch`."""
-        loan = Loan(connection, threading.get_ident(), time.monotonic(), DEADLINE.get(), copy_context())
+    def begin(self, connection: Connection) -> Lease:
+        """Watch `connection`, which the current thread uses for the current request."""
+        lease = Lease(connection, threading.get_ident(), time.monotonic(), DEADLINE.get(), copy_context())
         with self._lock:
-            self._loans.add(loan)
-            self._most = max(self._most, len(self._loans))
+            self._leases.add(lease)
+            self._high_water = max(self._high_water, len(self._leases))
             if self._stopped.is_set():
-                _end(loan)
-        return loan
+                lease.end()
+        return lease
 
-    def unwatch(self, loan: Loan) -> None:
-        """Watch no longer: after this the watchdog cannot touch the connection, and `loan.cut` tells whether it did."""
+    def end(self, lease: Lease) -> None:
+        """Stop watching. From here on the connection cannot be cut, and `lease.cut` says whether it was."""
         with self._lock:
-            self._loans.remove(loan)
+            self._leases.remove(lease)
 
-    def most(self) -> int:
-        """Return how many connections were in use at once, at the most, since this was last asked.
+    def high_water(self) -> int:
+        """Return the most connections that were in use at once since the last call.
 
-        How many are just now would mislead: the event loop, which asks, has the GIL, mostly while none is in use.
+        The number at this moment would be too small: the event loop asks, and while it has the GIL few threads work.
         """
         with self._lock:
-            most, self._most = self._most, len(self._loans)
-        return most
+            high_water, self._high_water = self._high_water, len(self._leases)
+        return high_water
 
     def holders(self) -> list[tuple[float, str]]:
-        """Return since when each connection in use is held, and by which route, the longest first."""
+        """Return since when each connection in use is held, and for which route; the longest first."""
         with self._lock:
-            loans = [(loan.since, loan.context.get(RECORD)) for loan in self._loans]
-        return sorted((since, record.name if record else "") for since, record in loans)
+            leases = [(lease.since, lease.context.get(RECORD)) for lease in self._leases]
+        return sorted((since, record.name if record else "") for since, record in leases)
 
     def _run(self) -> None:
         while not self._stopped.wait(TICK):
             now = time.monotonic()
             with self._lock:
-                leaks = [loan for loan in self._loans if not loan.reported and now - loan.since > self._leak_threshold]
-                for loan in self._loans:
-                    if loan.deadline and now > loan.deadline and not loan.cut:
-                        _end(loan)
-                        metrics.CUT.add(number=loan.cut)
-            for loan in leaks:  # without the lock: a log that blocks must not keep anybody from a connection
-                loan.reported = True
+                leaks = [each for each in self._leases if not each.reported and now - each.since > self._leak_threshold]
+                for lease in self._leases:
+                    if lease.deadline and now > lease.deadline and not lease.cut:
+                        lease.end()
+                        metrics.CUT.add(number=lease.cut)
+            for lease in leaks:  # without the lock: a slow log must not keep anybody from a connection
+                lease.reported = True
                 metrics.LEAKS.add()
-                loan.context.run(_report, loan, now)
-
-
-def _end(loan: Loan) -> None:
-    loan.cut = True  # before the thread can wake up and ask
-    loan.cut = _shut_down(loan.connection)  # or once more at the next look
+                lease.context.run(_report_leak, lease, now)
 
 
 def _shut_down(connection: Connection) -> bool:
-    """End whatever waits for the connection. Takes no descriptor of its own: there may be none left."""
+    """Shut down the connection's socket; return whether it was open. Opens no descriptor: there may be none left."""
     try:
         borrowed = socket.socket(fileno=connection.fileno())
     except (OSError, OperationalError):
-        return False  # it is closed already
+        return False
     try:
         borrowed.shutdown(socket.SHUT_RDWR)
     except OSError:
@@ -140,11 +132,11 @@ def _shut_down(connection: Connection) -> bool:
     return True
 
 
-def _report(loan: Loan, now: float) -> None:
+def _report_leak(lease: Lease, now: float) -> None:
     record = RECORD.get()
-    frame = sys._current_frames().get(loan.thread)  # noqa: SLF001 - documented for exactly this
-    if record.duration:
-        where = "its request has been answered: it was never given back"  # and the thread does something else by now
+    frame = sys._current_frames().get(lease.thread)  # noqa: SLF001 - documented for exactly this
+    if record.duration:  # the thread does something else by now
+        where = "its request has been answered: it was never given back"
     else:
         where = "".join(traceback.format_stack(frame)) if frame else "the thread has ended"
-    logger.warning("connection held for %.1f s by %s:\n%s", now - loan.since, record.name, where)
+    logger.warning("connection held for %.1f s by %s:\n%s", now - lease.since, record.name, where)

@@ -19,6 +19,7 @@ class Record:
         "method",
         "path",
         "queued",
+        "queued_at",
         "queued_to_hash",
         "request_id",
         "route",
@@ -40,6 +41,7 @@ class Record:
         self.waited: float | None = None  # on the thread, for a connection
         self.held: float | None = None  # a connection
         self.started = started or time.monotonic()
+        self.queued_at = self.started  # since when it waits for a core or a thread
         self.duration = 0.0
 
     @property

@@ -11,7 +11,8 @@ from typing import TypeVar
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from service.database.watchdog import DeadlineExceeded, time_left
+from service.database.errors import DeadlineExceeded
+from service.database.watchdog import time_left
 
 T = TypeVar("T")
 

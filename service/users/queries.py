@@ -10,7 +10,8 @@ from typing import Any
 
 from psycopg import IntegrityError, errors
 
-from service.database.pool import DatabaseUnavailable, PooledConnection
+from service.database.connection import PooledConnection
+from service.database.errors import DatabaseUnavailable
 from service.users.errors import EmailTaken, IdTaken, UserNotFound, UserReferenced
 
 Fields = dict[str, Any]  # of a user: fname, lname, email, password_hash

@@ -3,8 +3,9 @@
 Each returns a ready Response. FastAPI would send a value through a second thread to validate it.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Response
 from fastapi.routing import APIRoute
@@ -12,14 +13,16 @@ from psycopg import Error
 from pydantic import MISSING
 from starlette.convertors import Convertor, register_url_convertor
 
-from service.database.pool import Database, DatabaseUnavailable
-from service.database.watchdog import DeadlineExceeded
+from service.database.errors import DatabaseFailure
+from service.database.pool import Database
 from service.users import queries
 from service.users.errors import USER_PROBLEMS, UserNotFound, WrongCredentials
 from service.users.models import Body, Credentials, NewUser, Page, User, UserChange, UserId, UserReplacement
 from service.users.passwords import NOBODY, hash_password, is_outdated, is_password
 from service.web.endpoint import release_hashing_permit
 from service.web.problems import PROBLEMS, Table, answers
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Response])
 
 TABLE: Table = {**PROBLEMS, **USER_PROBLEMS}
 ALWAYS = ("invalid-request", "overloaded", "database-unavailable", "deadline-exceeded", "internal-error")
@@ -44,6 +47,11 @@ def hashes(body: Any) -> bool:  # noqa: ANN401 - any JSON
     return isinstance(body, dict) and "password" in body
 
 
+def _hashing(endpoint: Endpoint) -> Endpoint:
+    endpoint.hashes = hashes  # type: ignore[attr-defined]
+    return endpoint
+
+
 def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noqa: C901 - eight small functions
     """Return the routes of /users, admitted by `route_class`."""
     register_url_convertor("user_id", _UserIdConvertor())
@@ -53,6 +61,7 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
         "/users", operation_id="createUser", summary="Create a user",
         status_code=201, response_model=User, responses=answers(TABLE, *WRITES, "email-taken", "id-taken"),
     )  # fmt: skip
+    @_hashing
     def create_user(user: NewUser) -> Response:
         """Without an `id`, one is generated."""
         fields = _fields(user)
@@ -89,6 +98,7 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
         "/users/{user_id:user_id}", operation_id="replaceUser", summary="Replace a user",
         response_model=User, responses=answers(TABLE, *WRITES, "user-not-found", "email-taken"),
     )  # fmt: skip
+    @_hashing
     def replace_user(user_id: UserId, user: UserReplacement) -> Response:
         """Never creates one."""
         fields = _fields(user)
@@ -100,6 +110,7 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
         "/users/{user_id:user_id}", operation_id="changeUser", summary="Change a user",
         response_model=User, responses=answers(TABLE, *WRITES, "user-not-found", "email-taken"),
     )  # fmt: skip
+    @_hashing
     def change_user(user_id: UserId, change: UserChange) -> Response:
         """Only the given fields change."""
         fields = _fields(change)
@@ -120,6 +131,7 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
         "/users/authenticate", operation_id="authenticateUser", summary="Check an email and a password",
         response_model=User, responses=answers(TABLE, *WITH_BODY, "wrong-credentials"),
     )  # fmt: skip
+    @_hashing
     def authenticate_user(credentials: Credentials) -> Response:
         """The same answer after the same time for a wrong password and an unknown email."""
         try:
@@ -131,7 +143,7 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
             raise WrongCredentials
         if is_outdated(stored):
             # The password is right, whatever becomes of this.
-            with suppress(DatabaseUnavailable, DeadlineExceeded, Error):
+            with suppress(DatabaseFailure, Error):
                 fresh = hash_password(credentials.password)
                 with database.connection() as conn:
                     queries.update_outdated_hash(conn, user_id, stored, fresh)

@@ -6,8 +6,9 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from service.database.pool import Database, DatabaseUnavailable
-from service.database.watchdog import DEADLINE, DeadlineExceeded
+from service.database.errors import DatabaseFailure
+from service.database.pool import Database
+from service.database.watchdog import DEADLINE
 from service.web.problems import Problem, answers, json_response, render
 from service.web.workers import Workers
 
@@ -84,6 +85,6 @@ def _probe(database: Database) -> str | None:
     try:
         with database.connection() as conn:
             conn.execute("SELECT 1")
-    except (DatabaseUnavailable, DeadlineExceeded):
+    except DatabaseFailure:
         return "database"
     return None

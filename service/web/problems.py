@@ -15,12 +15,17 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
-from service.database.pool import ConnectionBroke, DatabaseUnavailable, TooManyConnections
-from service.database.watchdog import ConnectionCut, DeadlineExceeded
+from service.database.errors import (
+    ConnectionBroke,
+    ConnectionCut,
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    TooManyConnections,
+)
 from service.telemetry import metrics
 from service.telemetry.record import RECORD
+from service.web.admission import Overloaded
 from service.web.bodies import BodyTooLarge, BodyTooSlow, MalformedJson, UnsupportedMediaType
-from service.web.workers import Overloaded
 
 MEDIA_TYPE = "application/problem+json"
 ERRORS_SHOWN = 20  # of a 422: a body of ten thousand unknown fields gets no answer ten times its size

@@ -1,144 +1,122 @@
 """The worker threads, and the calls that are ready for them.
 
-They are threads of FastAPI's own pool, taken once for as long as the service runs, and each carries out one call
-after another. To go to the pool for every request cost 50 µs of a core; this costs 5.
+They are threads of AnyIO's pool, where FastAPI runs every plain `def`. Each is taken once and carries out call after
+call: a call through the pool costs 50 µs of a core, one through this queue 5.
 """
 
 import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from queue import SimpleQueue
 from typing import Any
 
 from anyio import to_thread
 
-from service.telemetry import metrics
 from service.telemetry.record import RECORD
+from service.web.admission import LATE, Overloaded
 
-# Calls that may be ready for each thread, so that one that is done has its next at once. Without them a thread sleeps
-# until the event loop has admitted another request. Requests/s at 64 clients with 0, 1, 3 and 7: 1, 1.16, 1.3 and 1.2.
+# Calls ready for each thread, so that it need not wait for the event loop to admit the next. Requests a second at 64
+# clients with 0, 1, 3 and 7 of them: 1, 1.16, 1.3 and 1.2.
 BACKLOG = 3
 
-SPARE = 1  # threads of the pool that are left for what is no endpoint
-
-TICK = 0.05  # seconds between two looks at the calls that wait: how late a refusal may be
-
-Outcome = tuple[Any, BaseException | None]
+SPARE = 1  # threads of AnyIO's pool that are left for what is no endpoint
 
 
-FULL, LATE = "full", "late"  # why a request is refused
+class Call:
+    """A function on its way to a thread and back."""
 
-
-class Overloaded(Exception):
-    """The queue is full, or the wait in it was too long: FULL or LATE. Nothing was done."""
-
-
-class _Call:
-    """One call, on its way to a thread and back."""
-
-    __slots__ = ("_function", "_unclaimed", "answer", "arguments", "context", "loop", "ready_at", "start_by")
+    __slots__ = ("_arguments", "_context", "_function", "_loop", "result", "start_by")
 
     def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any], start_by: float) -> None:
         self._function = function
-        self.arguments = arguments
-        self.context = copy_context()
+        self._arguments = arguments
+        self._context = copy_context()
+        self._loop = asyncio.get_running_loop()
         self.start_by = start_by
-        self.ready_at = time.monotonic()
-        self.loop = asyncio.get_running_loop()
-        self.answer: asyncio.Future[Outcome] = self.loop.create_future()
-        self._unclaimed = [True]
+        self.result: asyncio.Future[Any] = self._loop.create_future()
 
-    @property
-    def waits(self) -> bool:
-        return bool(self._unclaimed)
-
-    def claim(self) -> bool:
-        """Tell the first who asks, and nobody else, that what becomes of the call is theirs to say."""
+    def carry_out(self) -> None:
+        """Call the function on this thread, and resolve the result on the event loop."""
         try:
-            return self._unclaimed.pop()  # in one step, whichever threads ask
-        except IndexError:
-            return False
+            outcome = self._context.run(self._call)
+        except StopIteration as exc:  # a future takes any other
+            self._loop.call_soon_threadsafe(self.fail, RuntimeError(f"the endpoint raised {exc!r}"))
+        except BaseException as exc:  # noqa: BLE001 - raised where the result is awaited
+            self._loop.call_soon_threadsafe(self.fail, exc)
+        else:
+            self._loop.call_soon_threadsafe(self._succeed, outcome)
 
-    def carry_out(self) -> Outcome:
+    def fail(self, exc: BaseException) -> None:
+        """Resolve the result, unless nobody awaits it any longer."""
+        if not self.result.done():
+            self.result.set_exception(exc)
+
+    def _succeed(self, outcome: Any) -> None:  # noqa: ANN401 - the function's own
+        if not self.result.done():
+            self.result.set_result(outcome)
+
+    def _call(self) -> Any:  # noqa: ANN401
         record = RECORD.get()
-        record.queued = (record.queued or 0) + time.monotonic() - self.ready_at
-        try:
-            return self._function(**self.arguments), None
-        except BaseException as exc:  # noqa: BLE001 - it is raised where the call is awaited
-            return None, exc
-
-    def settle(self, outcome: Outcome) -> None:
-        if not self.answer.done():
-            self.answer.set_result(outcome)
+        record.queued = time.monotonic() - record.queued_at
+        return self._function(**self._arguments)
 
 
 class Workers:
-    """`size` threads. To be used on one event loop only."""
+    """`size` threads. To be used on one event loop only, where `expire` must be called regularly."""
 
     def __init__(self, size: int) -> None:
         """Take no thread until `running`."""
         self.size = size
-        self.idle = size  # how many have nothing to do; less than none when calls wait
-        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
-        self._waiting: deque[_Call] = deque()  # the same calls, and some that have begun
-        self._looks = False
+        self.idle = size  # threads with nothing to do; less than 0 when calls wait
+        self._ready: deque[Call] = deque()  # whoever removes a call, a thread or the event loop, decides its outcome
+        self._wake_ups: SimpleQueue[bool] = SimpleQueue()  # one for each call; False ends a thread
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Have the threads while the block runs."""
         to_thread.current_default_thread_limiter().total_tokens = self.size + SPARE
-        taken = [asyncio.create_task(to_thread.run_sync(self._work)) for _ in range(self.size)]
+        threads = [asyncio.create_task(to_thread.run_sync(self._work)) for _ in range(self.size)]
         try:
             yield
         finally:
-            for _ in taken:
-                self._calls.put(None)
+            for _ in threads:
+                self._wake_ups.put(False)  # noqa: FBT003 - see above
 
     async def run(self, function: Callable[..., Any], arguments: Mapping[str, Any], *, start_by: float) -> Any:  # noqa: ANN401 - its own
         """Call `function` on a thread, in a copy of the current context.
 
         Raises Overloaded when it has not begun by the monotonic time `start_by`.
         """
-        call = _Call(function, arguments, start_by)
+        call = Call(function, arguments, start_by)
         self.idle -= 1
-        self._waiting.append(call)
-        self._calls.put(call)
-        if not self._looks:
-            self._looks = True
-            call.loop.call_later(TICK, self._look, call.loop)
+        self._ready.append(call)
+        self._wake_ups.put(True)  # noqa: FBT003 - see above
         try:
-            result, exc = await call.answer
+            return await call.result
         except asyncio.CancelledError:
-            call.claim()
+            self._remove(call)
             raise
         finally:
             self.idle += 1
-            while self._waiting and not self._waiting[0].waits:
-                self._waiting.popleft()
-        if exc is None:
-            return result
-        try:
-            raise exc
-        finally:
-            del exc  # or its traceback would hold this frame, which holds it
+            del call  # an exception's traceback holds this frame, which would hold the exception
+
+    def expire(self, now: float) -> None:
+        """Refuse the calls that should have begun; the oldest are in front."""
+        for call in list(self._ready):
+            if call.start_by < now and self._remove(call):
+                call.fail(Overloaded(LATE))
+
+    def _remove(self, call: Call) -> bool:
+        """Return whether the call was still ready: no thread will begin it."""
+        with suppress(ValueError):
+            self._ready.remove(call)  # atomic
+            return True
+        return False
 
     def _work(self) -> None:
-        while call := self._calls.get():
-            if call.claim():
-                call.loop.call_soon_threadsafe(call.settle, call.context.run(call.carry_out))
-            del call  # or it would live until the next one comes
-
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Refuse the calls that have waited too long, the oldest of which are in front."""
-        now = time.monotonic()
-        while self._waiting and (now > self._waiting[0].start_by or not self._waiting[0].waits):
-            call = self._waiting.popleft()
-            if call.claim():
-                metrics.REFUSED.add("threads", LATE)
-                call.settle((None, Overloaded(LATE)))
-        self._looks = bool(self._waiting)
-        if self._looks:
-            loop.call_later(TICK, self._look, loop)
+        while self._wake_ups.get():
+            with suppress(IndexError):  # the call was removed
+                self._ready.popleft().carry_out()

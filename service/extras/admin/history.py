@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from service.database.pool import PooledConnection
+from service.database.outage import Outage
 from service.telemetry import metrics
 from service.telemetry.board import BOARD, Row, locked
 from service.telemetry.metrics import buckets, quantile, whole
@@ -24,8 +24,9 @@ Rows = list[tuple[Row, bool]]
 class Chronicle:
     """A file that one of the workers writes once a second: whoever has the lock on it."""
 
-    def __init__(self) -> None:
+    def __init__(self, outage: Outage) -> None:
         """Be nobody's yet."""
+        self._outage = outage
         self.ours = False
         self.census: Json = {}
         self.trouble = ""
@@ -61,7 +62,7 @@ class Chronicle:
             if before.get("version"):  # what the worker before this one knew, until this one has asked
                 self.census, self.trouble = {**before, "budget": self._content["budget"]}, before["trouble"] or ""
             return
-        failure = PooledConnection.failure
+        failure = self._outage.error
         trouble = " ".join(str(failure).split()) if failure else self.trouble
         metrics.UP.set(not trouble)
         self._content = {

@@ -15,8 +15,9 @@ from functools import partial
 import psycopg
 from anyio import to_thread
 
-from service.database.pool import Database, DatabaseUnavailable
-from service.database.watchdog import DEADLINE, DeadlineExceeded
+from service.database.errors import DatabaseFailure
+from service.database.pool import Database
+from service.database.watchdog import DEADLINE
 from service.extras.admin import history
 from service.extras.admin.history import Chronicle, Json
 from service.extras.admin.server_stats import census
@@ -50,7 +51,7 @@ class Status:
     def __init__(self, parts: Parts) -> None:
         """Tell nothing until `telling`."""
         self._parts = parts
-        self._chronicle = Chronicle()
+        self._chronicle = Chronicle(parts.database.outage)
         self._next_census = 0.0
 
     @asynccontextmanager
@@ -123,7 +124,7 @@ class Status:
             self._chronicle.census = await self._parts.workers.run(
                 census, {"database": self._parts.database}, start_by=now + PATIENCE
             )
-        except (DatabaseUnavailable, DeadlineExceeded, psycopg.Error) as exc:
+        except (DatabaseFailure, psycopg.Error) as exc:
             self._chronicle.trouble = " ".join(str(exc).split())
         else:
             self._chronicle.trouble = ""

@@ -16,11 +16,10 @@ from starlette.routing import BaseRoute
 
 from service.telemetry import metrics
 from service.telemetry.record import Record
-from service.web.admission import Admission
+from service.web.admission import Admission, Overloaded
 from service.web.endpoint import Endpoint
 from service.web.middleware import request_id, tell
 from service.web.problems import PROBLEMS, problem_response
-from service.web.workers import Overloaded
 
 HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")  # RFC 9110, 7.2
 

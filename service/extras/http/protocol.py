@@ -28,11 +28,10 @@ from service.extras.http.coalesced_response import CoalescedResponse
 from service.extras.http.early_queue import HOST, EarlyQueue, response_bytes
 from service.telemetry import metrics
 from service.telemetry.record import Record
-from service.web.admission import Permit, Turn
+from service.web.admission import FULL, LATE, Permit, Turn
 from service.web.arrival import Arrival
 from service.web.middleware import request_id, tell
 from service.web.problems import HEAD_TOO_LARGE, MALFORMED_REQUEST, Problem, problem_response
-from service.web.workers import FULL, LATE
 
 MAX_HEAD = 65_536  # bytes: eight times what browsers and proxies send
 MAX_TARGET = 32_768  # bytes of a path and its query: 64,000 % are decoded in 20 ms

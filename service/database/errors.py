@@ -1,0 +1,86 @@
+"""The driver's errors become the service's. Each class says whether the statement may have been carried out.
+
+DatabaseFailure
+├── DatabaseUnavailable      no connection can be had, or the server refused: nothing was done
+│   └── TooManyConnections   the server is up, and has no connection left for us
+├── DeadlineExceeded         stopped at its limit: nothing was done
+└── OutcomeUnknown           the statement may have been carried out
+├── ConnectionBroke      the connection broke under it
+└── ConnectionCut        the connection was cut at the request's deadline
+"""
+
+import logging
+
+from psycopg import Error, OperationalError, errors
+
+logger = logging.getLogger(__name__)
+
+# A server that ends a session says so with one of these.
+SESSION_ENDED = (
+    errors.AdminShutdown,
+    errors.CrashShutdown,
+    errors.CannotConnectNow,
+    errors.IdleInTransactionSessionTimeout,
+)
+
+# What an administrator changed under the running service: a table is being restored, a privilege was revoked, a
+# sequence has a limit.
+STATEMENT_REFUSED = (errors.UndefinedTable, errors.InsufficientPrivilege, errors.SequenceGeneratorLimitExceeded)
+
+# A failed connect carries no SQLSTATE: 53300 is known by its words.
+NO_CONNECTION_LEFT = ("too many connections", "too many clients", "connection slots")
+
+
+class DatabaseFailure(Exception):
+    """The database did not serve a request."""
+
+
+class DatabaseUnavailable(DatabaseFailure):
+    """No connection can be had, or the server refused the statement. Nothing was done."""
+
+
+class TooManyConnections(DatabaseUnavailable):
+    """The server is up and refuses another connection: `max_connections`, or a limit of the role or database."""
+
+
+class DeadlineExceeded(DatabaseFailure):
+    """The statement or the request ran out of time. Nothing was done."""
+
+
+class OutcomeUnknown(DatabaseFailure):
+    """The statement may have been carried out, or not."""
+
+
+class ConnectionBroke(OutcomeUnknown):
+    """The connection broke under the statement."""
+
+
+class ConnectionCut(OutcomeUnknown):
+    """The watchdog cut the connection at the request's deadline."""
+
+
+def connect_failure(error: Exception | None) -> DatabaseUnavailable:
+    """Return what it means that no connection can be had, when `error` is the last reason."""
+    if any(words in str(error) for words in NO_CONNECTION_LEFT):
+        return TooManyConnections("the server has no connection left")
+    return DatabaseUnavailable("the server cannot be reached")
+
+
+def statement_failure(exc: Error, *, broke: bool, cut: bool) -> DatabaseFailure | None:
+    """Return what a driver's error means; None when it is about the data, which the resource knows about.
+
+    `broke` says that the connection is closed, `cut` that the watchdog closed it.
+    """
+    if isinstance(exc, errors.ReadOnlySqlTransaction):  # after a failover, this node is a standby
+        return DatabaseUnavailable("the server became read-only")
+    if isinstance(exc, STATEMENT_REFUSED):
+        logger.error("the server refused a statement: %s", exc.diag.message_primary)
+    elif not isinstance(exc, OperationalError):
+        return None
+    if cut:
+        return ConnectionCut("the connection was cut at the request's deadline")
+    if isinstance(exc, (errors.QueryCanceled, errors.LockNotAvailable)):
+        return DeadlineExceeded("the statement ran past its limit")
+    if broke:
+        return ConnectionBroke("the connection broke")
+    return DatabaseUnavailable("the server could not carry out the statement")  # its disk is full, for example

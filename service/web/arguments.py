@@ -1,0 +1,58 @@
+"""Reads the arguments of an endpoint from its request, as FastAPI declares them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi.dependencies.utils import request_body_to_args, request_params_to_args, solve_dependencies
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+
+from service.web.bodies import check_query
+
+
+class Arguments:
+    """The arguments of one route."""
+
+    def __init__(self, route: APIRoute) -> None:
+        self._route = route
+        d = route.dependant
+        self._has_dependencies = any(
+            (d.dependencies, d.header_params, d.cookie_params, d.request_param_name, d.http_connection_param_name,
+             d.response_param_name, d.background_tasks_param_name, d.security_scopes_param_name)
+        )  # fmt: skip
+
+    async def read(self, request: Request, body: Any) -> Mapping[str, Any]:  # noqa: ANN401 - any JSON
+        """Return the arguments, validated by pydantic. Raises RequestValidationError.
+
+        FastAPI's general way costs 26 µs, so it is taken only for an endpoint that needs it.
+        """
+        check_query(request.scope["query_string"])
+        values, errors = await (self._solve(request, body) if self._has_dependencies else self._validate(request, body))
+        if errors:
+            raise RequestValidationError(errors)
+        return values
+
+    async def _validate(self, request: Request, body: Any) -> tuple[dict[str, Any], list[Any]]:  # noqa: ANN401
+        declared = self._route.dependant
+        values, errors = request_params_to_args(declared.path_params, request.path_params)
+        if declared.query_params:
+            more, wrong = request_params_to_args(declared.query_params, request.query_params)
+            values, errors = values | more, errors + wrong
+        if declared.body_params:
+            more, wrong = await request_body_to_args(declared.body_params, body, embed_body_fields=False)
+            values, errors = values | more, errors + wrong
+        return values, errors
+
+    async def _solve(self, request: Request, body: Any) -> tuple[dict[str, Any], list[Any]]:  # noqa: ANN401
+        stack = request.scope["fastapi_middleware_astack"]  # ends what a dependency yields, after the response
+        request.scope["fastapi_inner_astack"] = request.scope["fastapi_function_astack"] = stack
+        solved = await solve_dependencies(
+            request=request,
+            dependant=self._route.dependant,
+            body=body,
+            async_exit_stack=stack,
+            embed_body_fields=False,
+            dependency_overrides_provider=self._route.dependency_overrides_provider,
+        )
+        return solved.values, solved.errors
