@@ -40,7 +40,7 @@ test: .venv/.tests ## run the tests against real PostgreSQL
 test-system: .venv/.tests ## run the tests that need root and Debian's packages
 	@$(BIN)/python -m pytest tests/system $(ARGS)
 
-bench: .venv/.bench ## measure this service beside others, 70 minutes; ARGS=storm: clients that ignore Retry-After, 9 minutes
+bench: .venv/.bench ## measure this service beside others, 70 minutes; ARGS=short: 6 minutes; ARGS=storm: clients that ignore Retry-After, 9 minutes
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 load: .venv/.tests ## load the running service for 40 s, far past what it takes, to be watched at /pool

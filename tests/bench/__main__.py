@@ -1,4 +1,4 @@
-"""The command line: measure against the peers (the default), clients that ignore Retry-After, growth, or a profile."""
+"""The command line: compare with the peers, or the strongest of them (short); a storm of clients; growth; a profile."""
 
 import argparse
 import json
@@ -12,14 +12,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.bench import fastify, growth, machine, measure, picture, profile, report, storm, wrk
-from tests.bench.contenders import CONTENDERS, OURS
+from tests.bench import builds, growth, machine, measure, picture, profile, report, storm, wrk
+from tests.bench.contenders import CONTENDERS, OURS, READS, SHORT
 from tests.bench.workloads import WORKLOADS
 
 EVERYBODY = [*CONTENDERS, *measure.LIMITS]
 RESULTS = Path(__file__).with_name("results")
 PAGES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "peers": ("Against the peers", lambda saved: report.comparison(saved["samples"])),
+    "short": ("Against the strongest peers", lambda saved: report.comparison(saved["samples"])),
     "storm": ("Clients that ignore Retry-After", storm.sections),
     "growth": ("How cost grows", growth.sections),
     "profile": ("Where the time goes", profile.sections),
@@ -32,13 +33,13 @@ say = partial(print, flush=True)
 def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(prog="make bench ARGS=…", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["peers", "storm", "growth", "profile", "draw"], default="peers")
+    parser.add_argument("what", nargs="?", choices=COMMANDS, default="peers")
     parser.add_argument("--rounds", type=int, help="5, or 3 of a storm")
     parser.add_argument(
         "--seconds", type=float, help="of each measurement: 1, or 4 of a storm; one that is slow gets more"
     )
     parser.add_argument("--contenders", nargs="+", choices=EVERYBODY)
-    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), help="all, or the reads when short")
     parser.add_argument("--concurrency", nargs="+", type=int, default=[], help="of every workload in every round")
     parser.add_argument("--pin", action="store_true", help="keep each peer to one core, as ours does by itself")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder to write to")
@@ -46,12 +47,15 @@ def main() -> None:
     is_storm = options.what == "storm"
     options.rounds = options.rounds or (3 if is_storm else 5)
     options.seconds = options.seconds or (4.0 if is_storm else 1.0)
-    options.contenders = options.contenders or (list(storm.CONTENDERS) if is_storm else EVERYBODY)
+    is_short = options.what == "short"
+    options.workloads = options.workloads or (READS if is_short else list(WORKLOADS))
+    options.concurrency = options.concurrency or ([1, 64] if is_short else [])
+    options.contenders = options.contenders or (SHORT if is_short else storm.CONTENDERS if is_storm else EVERYBODY)
     options.results.mkdir(parents=True, exist_ok=True)
     for number in STOPS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, _stop)
-    {"peers": peers, "storm": overload, "growth": grow, "profile": take_apart, "draw": draw}[options.what](options)
+    COMMANDS[options.what](options)
 
 
 def peers(options: argparse.Namespace) -> None:
@@ -75,7 +79,7 @@ def peers(options: argparse.Namespace) -> None:
         def keep() -> None:
             described["took"] = f"{(time.monotonic() - started) / 60:.0f} minutes"
             samples = [asdict(sample) for sample in run.samples]
-            _save(options.results / "peers.json", {"machine": described, "samples": samples})
+            _save(options.results / f"{options.what}.json", {"machine": described, "samples": samples})
 
         try:
             for _ in run.rounds():
@@ -132,12 +136,22 @@ def draw(options: argparse.Namespace) -> None:
     say(f"the tables are in {options.results}")
 
 
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "peers": peers,
+    "short": peers,
+    "storm": overload,
+    "growth": grow,
+    "profile": take_apart,
+    "draw": draw,
+}
+
+
 def _available(names: Sequence[str]) -> tuple[str, ...]:
     """Return those that this machine can run, and say who is left out and why."""
-    if "fastify" in names and (lack := fastify.install()):
-        say(f"fastify is left out: {lack}")
-        return tuple(name for name in names if name != "fastify")
-    return tuple(names)
+    missing = builds.missing(names)
+    for name, why in missing.items():
+        say(f"{name} is left out: {why}")
+    return tuple(name for name in names if name not in missing)
 
 
 def _save(path: Path, results: Mapping[str, Mapping[str, str] | Sequence[Mapping[str, Any]]]) -> None:

@@ -154,6 +154,8 @@ def running(plan: Plan, say: Callable[[str], None]) -> Iterator[Run]:
 
 def _core(plan: Plan, name: str, ours: Server | None) -> int | None:
     """Return the core to keep a contender to: ours chooses its own, and must be compared with itself on the same."""
+    if name == "unpinned":
+        return None
     if not CONTENDERS[name].ours:
         return max(os.sched_getaffinity(0)) if plan.pin else None
     found = re.search(r"keeps to core (\d+)", ours.log) if ours else None

@@ -17,6 +17,7 @@ COLOURS = {
     "fastapi_raw": "#0b3c6f",
     "starlette_raw": "#9aa500",
     "fastify": "#222222",
+    "nethttp": "#00a0a0",
     "psycopg": "#17a2b8",
     "textbook": "#7b3fa0",
     "sqlalchemy": "#d98200",
@@ -25,7 +26,7 @@ COLOURS = {
     "django": "#d46a9f",
     LIMIT: "#888888",
 }
-MARKS = dict(zip(COLOURS, "os<>XD^vPph.", strict=True))  # who cannot tell the colours has the shapes
+MARKS = dict(zip(COLOURS, "os<>X*D^vPph.", strict=True))  # who cannot tell the colours has the shapes
 FIGURES = {"rate": "requests a second", "p99": "p99, milliseconds"}
 
 

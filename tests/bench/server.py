@@ -59,7 +59,7 @@ class Server:
         self.contender = contender
         self._database = database
         self._prefix = [] if core is None else ["taskset", "--cpu-list", str(core)]
-        self._settings = {**SETTINGS, **(settings or {})}
+        self._settings = {**SETTINGS, **contender.settings, **(settings or {})}
 
     def __enter__(self) -> Self:
         self.start()
