@@ -101,7 +101,7 @@ def check(settings: Settings) -> None:
         print(f"{name.upper()}={'' if value is None else value}")
     with _server(settings) as server:
         session, budget = inspect_server(server, settings)
-    print(f"PostgreSQL {budget.version}{' behind a transaction pooler' if session.preamble else ''}")
+    print(f"PostgreSQL {budget.version}{' behind a transaction pooler' if session.session_setup else ''}")
     print(f"connections: {budget}")
 
 

@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from service import settings as environment
 from service.app import UPGRADES
+from service.database.schema import Upgrade
 from service.startup import prepare_server
 from tests.postgres import TestDatabase
 from tests.process import CHECKOUT
@@ -54,12 +55,12 @@ def create_older_table(database: TestDatabase, rows: Iterable[tuple[str, str]]) 
                 copy.write_row(("Ada", "Lovelace", email, password))
 
 
-def prepare(database: TestDatabase, **settings: str) -> list[str]:
-    """Prepare the server as every start of the service does; return what was said meanwhile."""
-    found = environment.load({**database.environment, **settings}, dotenv=Path(os.devnull))
-    said: list[str] = []
-    prepare_server(found.server, found, UPGRADES, said.append)
-    return said
+def prepare(database: TestDatabase, upgrades: Sequence[Upgrade] = UPGRADES) -> list[str]:
+    """Prepare the server as every start of the service does; return what was reported meanwhile."""
+    found = environment.load(database.environment, dotenv=Path(os.devnull))
+    reported: list[str] = []
+    prepare_server(found.server, found, upgrades, reported.append)
+    return reported
 
 
 def make_schema(database: TestDatabase, **settings: str) -> subprocess.CompletedProcess[str]:

@@ -26,7 +26,7 @@ SELECT_TABLE = """
     SELECT to_regclass('public."order"') IS NOT NULL
 """
 
-UPGRADE = Upgrade(lambda conn, _say: conn.execute(SELECT_TABLE).fetchone()[0])
+UPGRADE = Upgrade(lambda conn, _report: conn.execute(SELECT_TABLE).fetchone()[0])
 '''
 
 TWO_WORKERS = {"WORKERS": "2", "WORKER_THREADS": "2"}
@@ -74,9 +74,9 @@ def test_a_table_of_a_second_resource_that_was_dropped_is_made_again(database: T
         orders = checkout.folder / "service" / "orders"
         orders.mkdir()
         (orders / "upgrade.py").write_text(ORDERS_UPGRADE)
-        startup = checkout.folder / "service" / "startup.py"
-        text = startup.read_text().replace("(users.UPGRADE,)", "(users.UPGRADE, orders.UPGRADE)")
-        startup.write_text(text.replace("\nlogger", "\nfrom service.orders import upgrade as orders\n\nlogger", 1))
+        app = checkout.folder / "service" / "app.py"
+        text = app.read_text().replace("(upgrade.UPGRADE,)", "(upgrade.UPGRADE, orders.UPGRADE)")
+        app.write_text(text.replace("\nlogger", "\nfrom service.orders import upgrade as orders\n\nlogger", 1))
 
         def said() -> list[str]:
             done = checkout.run("schema", database.environment)

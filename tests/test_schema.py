@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from service.database.schema import LOCK, SCHEMA, SchemaError
+from service.database.schema import LOCK, SCHEMA, Report, SchemaError, Upgrade
 from service.extras.embedded import programs
 from tests.parallel import at_once
 from tests.polling import until
@@ -264,3 +264,29 @@ def test_a_stray_sequence_does_not_give_out_ids_that_clients_may_choose(cluster:
     user = {"fname": "A", "lname": "B", "email": "ada@example.com", "password": "correct horse"}
     with Service(database.environment) as service:
         assert service.client.post("/users", json=user).json()["id"] == 2**31
+
+
+def refuse(name: str) -> Upgrade:
+    """Return the upgrade of a resource whose table cannot be brought up to date."""
+
+    def check(_conn: psycopg.Connection, _report: Report) -> bool:
+        raise SchemaError(f"{name} lacks a column")
+
+    return Upgrade(check)
+
+
+def test_the_tables_of_all_resources_are_checked_before_a_start_is_refused(database: TestDatabase) -> None:
+    outdated = Upgrade(lambda _conn, _report: False)
+    with pytest.raises(SchemaError, match=r"^orders lacks a column; teams lacks a column$"):
+        prepare(database, [outdated, refuse("orders"), outdated, refuse("teams")])
+
+
+def test_a_resource_whose_table_is_outdated_hides_no_report_of_another(database: TestDatabase) -> None:
+    prepare(database)
+    outdated = Upgrade(lambda _conn, _report: False)
+
+    def warn(_conn: psycopg.Connection, report: Report) -> bool:
+        report("orders cannot be created")
+        return True
+
+    assert "orders cannot be created" in prepare(database, [outdated, Upgrade(warn)])

@@ -63,7 +63,7 @@ class Database:
                 self.outage.begin(exc)
                 raise
 
-        self._session_setup = session.preamble.encode()
+        self._session_setup = session.session_setup.encode()
         self._pool = ConnectionPool(
             conninfo,
             connection_class=PooledConnection,

@@ -1,9 +1,9 @@
-"""Applies schema.sql, safely, from many processes at once and to tables in use.
+"""Apply schema.sql safely: from many processes at once, and to tables in use.
 
-`CREATE TABLE IF NOT EXISTS` from 16 sessions at once failed in 40 of 160 tries. So one process at a time
-does it, under an advisory lock that is polled for: waiting for it inside a statement would hold a
-snapshot, and deadlock with somebody's `CREATE INDEX CONCURRENTLY`. Which text was applied is written down
-by its hash: a start that finds its own takes two round trips and no lock.
+`CREATE TABLE IF NOT EXISTS` from 16 sessions at once failed in 40 of 160 tries, so one process at a time applies the
+schema, under an advisory lock. The lock is polled: a statement that waits for it holds a snapshot, and deadlocks with
+somebody's `CREATE INDEX CONCURRENTLY`. The hash of the applied text is stored: a start that finds its own hash costs
+two round trips and takes no lock.
 """
 
 import time
@@ -19,10 +19,10 @@ from psycopg import Connection, errors
 from service.database.sessions import Session
 
 SCHEMA = Path(__file__).parents[2] / "schema.sql"
-LOCK = 0x736368656D61  # any number will do; this one spells "schema"
-POLL = 0.1  # seconds between two tries for the lock
+LOCK = 0x736368656D61  # an arbitrary number; in ASCII it spells "schema"
+POLL_INTERVAL = 0.1  # seconds between two tries for the lock
 ATTEMPTS = 5  # at a busy table
-PAUSE = 2.0  # seconds between two of them: as long as schema.sql's lock_timeout may have kept others waiting
+PAUSE = 2.0  # seconds between two attempts: schema.sql's lock_timeout may have kept others waiting as long
 
 # The number is part of the text: a parameter would make PostgreSQL hold a snapshot between two tries.
 TRY_LOCK = f"SELECT pg_try_advisory_xact_lock({LOCK})"
@@ -44,77 +44,87 @@ INSERT_APPLIED = """
     ON CONFLICT DO NOTHING
 """
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Upgrade:
-    """What a resource does for a table of its own that is missing, or older than schema.sql.
+    """How one resource checks its table, and prepares the rows of an older one.
 
-    `check(conn, say)` tells whether the table has today's form, or raises SchemaError when schema.sql cannot bring
-    it to that. `prepare(conn, say)` readies its rows, and what it does stays.
+    `check(conn, report)` returns whether the table is current. It raises SchemaError when schema.sql cannot make it so.
+    `prepare(conn, report)` runs before schema.sql; its changes stay when schema.sql fails.
     """
 
-    check: Callable[[Connection[Any], Say], bool]
-    prepare: Callable[[Connection[Any], Say], None] = lambda _conn, _say: None
+    check: Callable[[Connection[Any], Report], bool]
+    prepare: Callable[[Connection[Any], Report], None] = lambda _conn, _report: None
 
 
 class SchemaError(Exception):
-    """The schema cannot be brought up to date, and nothing was lost; the text says why and what to do."""
+    """The schema cannot be brought up to date. No data was lost; the text gives the reason and the remedy."""
 
 
-def apply(conn: Connection[Any], session: Session, upgrades: Sequence[Upgrade], say: Say) -> None:
-    """Bring the schema up to date over `conn`, which is in autocommit mode, opened for `session`.
+def apply(conn: Connection[Any], session: Session, upgrades: Sequence[Upgrade], report: Report) -> None:
+    """Bring the schema up to date over `conn`, an autocommit connection that `session` opened.
 
-    What takes long is told through `say`. Raises SchemaError.
+    Costs two round trips when it is up to date. Reports progress through `report`. Raises SchemaError.
     """
     text = SCHEMA.read_bytes()
-    with _told_in_one_line(conn):
-        if _applied(conn, text) and _in_form(conn, upgrades, say):
+    with _translate_errors(conn):
+        if _is_applied(conn, text) and _is_current(conn, upgrades, report):
             return
-    with _alone(session, say), _told_in_one_line(conn):
-        if _applied(conn, text) and _in_form(conn, upgrades, say):
-            return  # by another process, meanwhile
-        if not session.preamble:  # behind a pooler there is none, and this would stay there for others
-            conn.execute("SET statement_timeout = 0")  # a large table takes as long as it takes
+    with _schema_lock(session, report), _translate_errors(conn):
+        if _is_applied(conn, text) and _is_current(conn, upgrades, report):
+            return  # another process applied it meanwhile
+        if not session.session_setup:  # behind a pooler, this setting would stay for the session's next client
+            conn.execute("SET statement_timeout = 0")  # a large table may take long
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(PAUSE)
             try:
-                _apply(conn, text, upgrades, say)
+                _apply(conn, text, upgrades, report)
             except (errors.LockNotAvailable, errors.DeadlockDetected):
-                say("the tables are busy, trying again")
-            except errors.CheckViolation as exc:  # rows that came after `prepare`
-                say(f"rows that break {exc.diag.constraint_name} keep arriving, trying again")
+                report("the tables are busy, trying again")
+            except errors.CheckViolation as exc:  # rows that arrived after `prepare`
+                report(f"rows that break {exc.diag.constraint_name} keep arriving, trying again")
             else:
                 return
         raise SchemaError("the tables are too busy to change: stop the older service, or try at a quieter time")
 
 
-def _apply(conn: Connection[Any], text: bytes, upgrades: Sequence[Upgrade], say: Say) -> None:
-    todays_form = _in_form(conn, upgrades, say)
+def _apply(conn: Connection[Any], text: bytes, upgrades: Sequence[Upgrade], report: Report) -> None:
+    current = _is_current(conn, upgrades, report)
     try:
         with suppress(errors.CheckViolation), conn.transaction(force_rollback=True):
-            conn.execute(text)  # a rehearsal: what `prepare` does stays, so it must not be in vain
+            conn.execute(text)  # a rehearsal: `prepare` cannot be undone, so first see that the rest succeeds
         for upgrade in upgrades:
-            upgrade.prepare(conn, say)
+            upgrade.prepare(conn, report)
         with conn.transaction():
             conn.execute(text)
             conn.execute(CREATE_APPLIED)
             conn.execute(INSERT_APPLIED, {"text": text})
     except errors.InsufficientPrivilege:
-        if not todays_form:
+        if not current:
             raise
-        say("schema.sql was applied by another role, it seems, and this one need not do it again")
+        report("the schema is current: this role may not apply schema.sql, and need not")
     else:
-        say("schema.sql is applied")
+        report("schema.sql is applied")
 
 
-def _in_form(conn: Connection[Any], upgrades: Sequence[Upgrade], say: Say) -> bool:
-    return all(upgrade.check(conn, say) for upgrade in upgrades)
+def _is_current(conn: Connection[Any], upgrades: Sequence[Upgrade], report: Report) -> bool:
+    """Check the table of every resource. Raises one SchemaError for all that cannot be brought up to date."""
+    current = True
+    problems: list[str] = []
+    for upgrade in upgrades:
+        try:
+            current &= upgrade.check(conn, report)
+        except SchemaError as exc:
+            problems.append(str(exc))
+    if problems:
+        raise SchemaError("; ".join(problems))
+    return current
 
 
-def _applied(conn: Connection[Any], text: bytes) -> bool:
+def _is_applied(conn: Connection[Any], text: bytes) -> bool:
     try:
         row = conn.execute(SELECT_APPLIED, {"text": text}).fetchone()
     except errors.UndefinedTable:
@@ -123,7 +133,7 @@ def _applied(conn: Connection[Any], text: bytes) -> bool:
 
 
 @contextmanager
-def _told_in_one_line(conn: Connection[Any]) -> Iterator[None]:
+def _translate_errors(conn: Connection[Any]) -> Iterator[None]:
     try:
         yield
     except errors.UniqueViolation as exc:
@@ -142,14 +152,14 @@ def _told_in_one_line(conn: Connection[Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _alone(session: Session, say: Say) -> Iterator[None]:
+def _schema_lock(session: Session, report: Report) -> Iterator[None]:
     # A transaction of its own holds the lock, so that it works behind a transaction pooler too.
     with session.connect() as conn, conn.transaction():
         conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-        told = False
+        reported = False
         while not conn.execute(TRY_LOCK).fetchone()[0]:  # type: ignore[index]
-            if not told:
-                told = True
-                say("waiting for another process to apply schema.sql")
-            time.sleep(POLL)
+            if not reported:
+                reported = True
+                report("waiting for another process to apply schema.sql")
+            time.sleep(POLL_INTERVAL)
         yield

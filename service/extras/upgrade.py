@@ -1,72 +1,23 @@
-"""Readies a table of the older form, with passwords in plain text, for schema.sql."""
+"""Upgrade a users table of the older form, which holds passwords in plain text."""
 
-from collections.abc import Collection
 from typing import Any
 
 from psycopg import Connection
 
-from service.database.schema import Say, SchemaError, Upgrade
+from service.database.schema import Report, SchemaError, Upgrade
+from service.users import table
 from service.users.passwords import hash_passwords
 
-BATCH = 100  # rows: two seconds of one core, and as long as an interrupted run repeats at most
+BATCH = 100  # rows: two seconds of one core, the most that an interrupted run repeats
 
-# A whole hash, not just its beginning: somebody's plain password may begin like one.
+# A whole hash, not just its beginning: a plain password may begin like one.
 HASH = r"^\$argon2id\$v=\d+\$m=\d+,t=\d+,p=\d+\$[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+$"
 
-OLDER_COLUMNS = {"email", "fname", "id", "lname", "password"}
-
-# What the service needs of the table; whatever else it has is somebody else's.
-EMAIL_INDEX = "unique index user_email_lower_key on lower(email)"
-TODAYS_FORM = (
-    "column id bigint",
-    "column fname text",
-    "column lname text",
-    "column email text",
-    "column password_hash text",
-    "column created_at timestamp with time zone",
-    "column updated_at timestamp with time zone",
-    "sequence of id",
-    "unique index user_pkey on id",
-    EMAIL_INDEX,
-)
-
-# Each part of the table, by name, in the words of TODAYS_FORM; and whether a new row must give it a value.
-# All kinds of text that keep what they are given are as good as text. pg_get_indexdef() would wait for a locked table.
-SELECT_FORM = """
-    SELECT attname::text,
-           concat('column ', attname, ' ',
-                  CASE WHEN typcategory = 'S' AND atttypid <> 'bpchar'::regtype THEN 'text'
-                       ELSE format_type(atttypid, NULL) END,
-                  CASE WHEN attidentity = 'a' OR attgenerated <> '' THEN ' generated always' END),
-           attnotnull AND NOT atthasdef AND attidentity = ''
+SELECT_IS_OLDER = """
+    SELECT count(*) FILTER (WHERE attname IN ('id', 'fname', 'lname', 'email', 'password')) = 5
+           AND count(*) FILTER (WHERE attname = 'password_hash') = 0
     FROM pg_attribute
-    JOIN pg_type ON pg_type.oid = atttypid
     WHERE attrelid = to_regclass('public."user"') AND attnum > 0 AND NOT attisdropped
-    UNION ALL
-    SELECT relname::text,
-           concat(CASE WHEN indisunique AND indimmediate AND indisvalid AND indpred IS NULL AND indnkeyatts = 1
-                       THEN 'unique ' END,
-                  'index ', relname, ' on ',
-                  (SELECT attname FROM pg_attribute WHERE attrelid = indexrelid AND attnum = 1),
-                  (SELECT '(' || string_agg(attname, ', ') || ')'
-                   FROM pg_depend
-                   JOIN pg_attribute ON attrelid = refobjid AND attnum = refobjsubid
-                   WHERE objid = indexrelid AND refobjid = indrelid AND indkey[0] = 0)),
-           false
-    FROM pg_index
-    JOIN pg_class ON pg_class.oid = indexrelid
-    WHERE indrelid = to_regclass('public."user"')
-    UNION ALL
-    SELECT relname::text, 'sequence of ' || attname, false
-    FROM pg_depend
-    JOIN pg_class ON pg_class.oid = objid
-    JOIN pg_attribute ON attrelid = refobjid AND attnum = refobjsubid
-    WHERE classid = 'pg_class'::regclass AND relkind = 'S' AND deptype IN ('a', 'i')
-          AND refclassid = 'pg_class'::regclass AND refobjid = to_regclass('public."user"')
-"""
-
-SELECT_EMAIL_INDEX = """
-    SELECT to_regclass('public.user_email_lower_key') IS NOT NULL
 """
 
 SELECT_SAME_EMAILS = """
@@ -78,7 +29,7 @@ SELECT_SAME_EMAILS = """
     LIMIT 20
 """
 
-# A varchar(64) would not hold a hash. Rewrites nothing.
+# A varchar(64) is too short for a hash. Rewrites no row.
 WIDEN_COLUMN = """
     ALTER TABLE public."user" ALTER COLUMN password TYPE text
 """
@@ -95,7 +46,7 @@ SELECT_PLAIN = """
     LIMIT %(batch)s
 """
 
-# Only where the password is still the one that was hashed: the older service may be running.
+# Skip a password that the older service has changed since it was read.
 UPDATE_HASHED = """
     UPDATE public."user" AS u
     SET password = new.hash
@@ -104,38 +55,28 @@ UPDATE_HASHED = """
 """
 
 
-def check(conn: Connection[Any], say: Say) -> bool:
-    """Tell whether the table has today's form, whatever else it has. Raises SchemaError when it cannot be given it."""
-    parts = conn.execute(SELECT_FORM).fetchall()
-    if not parts:
-        return False
-    names = {name for name, _, _ in parts}
-    if _is_older(names):
-        if same := conn.execute(SELECT_SAME_EMAILS).fetchall():
-            groups = "; ".join(", ".join(map(str, ids)) for (ids,) in same)
-            raise SchemaError(f"users have the same email but for its case, change or delete all but one: ids {groups}")
-        return False
-    found = {part for _, part, _ in parts}
-    missing = [part for part in TODAYS_FORM if part not in found]
-    if missing == [EMAIL_INDEX] and not conn.execute(SELECT_EMAIL_INDEX).fetchone()[0]:  # type: ignore[index]
-        return False
-    if missing:
-        raise SchemaError(
-            f'public."user" lacks what this service needs: {", ".join(missing)}.'
-            " Mend it, or give this service a database of its own"
-        )
-    for name, part, needs_value in parts:
-        if needs_value and part not in TODAYS_FORM:
-            say(f'no user can be created, unless a trigger fills public."user".{name}: it is NOT NULL with no default')
-    return True
+def check(conn: Connection[Any], report: Report) -> bool:
+    """Do what `table.check` does, but return False for a table of the older form, which can be upgraded.
+
+    Raises SchemaError, also when emails of the older table differ only in case.
+    """
+    try:
+        return table.check(conn, report)
+    except SchemaError:
+        if not _is_older(conn):
+            raise
+    if same := conn.execute(SELECT_SAME_EMAILS).fetchall():
+        groups = "; ".join(", ".join(map(str, ids)) for (ids,) in same)
+        raise SchemaError(f"users have the same email but for its case, change or delete all but one: ids {groups}")
+    return False
 
 
-def prepare(conn: Connection[Any], say: Say) -> None:
-    """Hash every password that is plain text, in batches, each of them final: an interrupted run goes on.
+def prepare(conn: Connection[Any], report: Report) -> None:
+    """Hash every plain-text password, in batches. Each batch is committed, so an interrupted run continues there.
 
     Costs 19 ms of one core for each row; uses every core.
     """
-    if not _is_older({name for name, _, _ in conn.execute(SELECT_FORM)}):
+    if not _is_older(conn):
         return
     conn.execute(WIDEN_COLUMN)
     total = conn.execute(COUNT_PLAIN, {"hash": HASH}).fetchone()[0]  # type: ignore[index]
@@ -144,11 +85,11 @@ def prepare(conn: Connection[Any], say: Say) -> None:
         ids, plain = zip(*rows, strict=True)
         conn.execute(UPDATE_HASHED, {"ids": list(ids), "plain": list(plain), "hashes": hash_passwords(plain)})
         done, after = done + len(rows), ids[-1]
-        say(f"passwords hashed: {done} of {max(done, total)}")
+        report(f"passwords hashed: {done} of {max(done, total)}")
 
 
-def _is_older(names: Collection[str]) -> bool:
-    return OLDER_COLUMNS.issubset(names) and "password_hash" not in names
+def _is_older(conn: Connection[Any]) -> bool:
+    return bool(conn.execute(SELECT_IS_OLDER).fetchone()[0])  # type: ignore[index]
 
 
 UPGRADE = Upgrade(check, prepare)

@@ -1,0 +1,87 @@
+"""What the service needs of the users table, whatever else others have added to it."""
+
+from typing import Any
+
+from psycopg import Connection
+
+from service.database.schema import Report, SchemaError
+
+EMAIL_INDEX = "unique index user_email_lower_key on lower(email)"
+
+REQUIRED_PARTS = (
+    "column id bigint",
+    "column fname text",
+    "column lname text",
+    "column email text",
+    "column password_hash text",
+    "column created_at timestamp with time zone",
+    "column updated_at timestamp with time zone",
+    "sequence of id",
+    "unique index user_pkey on id",
+    EMAIL_INDEX,
+)
+
+# Each part of the table: its name, its description in the form of REQUIRED_PARTS, and whether an INSERT must give it a
+# value. A varchar or a domain of text counts as text, char(n) does not, as it pads. pg_get_indexdef() is not used, as
+# it waits for a locked table.
+SELECT_PARTS = """
+    SELECT attname::text,
+           concat('column ', attname, ' ',
+                  CASE WHEN typcategory = 'S' AND atttypid <> 'bpchar'::regtype THEN 'text'
+                       ELSE format_type(atttypid, NULL) END,
+                  CASE WHEN attidentity = 'a' OR attgenerated <> '' THEN ' generated always' END),
+           attnotnull AND NOT atthasdef AND attidentity = ''
+    FROM pg_attribute
+    JOIN pg_type ON pg_type.oid = atttypid
+    WHERE attrelid = to_regclass('public."user"') AND attnum > 0 AND NOT attisdropped
+    UNION ALL
+    SELECT relname::text,
+           concat(CASE WHEN indisunique AND indimmediate AND indisvalid AND indpred IS NULL AND indnkeyatts = 1
+                       THEN 'unique ' END,
+                  'index ', relname, ' on ',
+                  (SELECT attname FROM pg_attribute WHERE attrelid = indexrelid AND attnum = 1),
+                  (SELECT '(' || string_agg(attname, ', ') || ')'
+                   FROM pg_depend
+                   JOIN pg_attribute ON attrelid = refobjid AND attnum = refobjsubid
+                   WHERE objid = indexrelid AND refobjid = indrelid AND indkey[0] = 0)),
+           false
+    FROM pg_index
+    JOIN pg_class ON pg_class.oid = indexrelid
+    WHERE indrelid = to_regclass('public."user"')
+    UNION ALL
+    SELECT relname::text, 'sequence of ' || attname, false
+    FROM pg_depend
+    JOIN pg_class ON pg_class.oid = objid
+    JOIN pg_attribute ON attrelid = refobjid AND attnum = refobjsubid
+    WHERE classid = 'pg_class'::regclass AND relkind = 'S' AND deptype IN ('a', 'i')
+          AND refclassid = 'pg_class'::regclass AND refobjid = to_regclass('public."user"')
+"""
+
+SELECT_EMAIL_INDEX = """
+    SELECT to_regclass('public.user_email_lower_key') IS NOT NULL
+"""
+
+
+def check(conn: Connection[Any], report: Report) -> bool:
+    """Return whether the table has all that the service needs; False when schema.sql adds what is missing.
+
+    Costs one round trip. Raises SchemaError when schema.sql cannot add it. Reports what keeps users from being created.
+    """
+    parts = conn.execute(SELECT_PARTS).fetchall()
+    if not parts:
+        return False
+    found = {part for _, part, _ in parts}
+    missing = [part for part in REQUIRED_PARTS if part not in found]
+    if missing == [EMAIL_INDEX] and not conn.execute(SELECT_EMAIL_INDEX).fetchone()[0]:  # type: ignore[index]
+        return False
+    if missing:
+        raise SchemaError(
+            f'public."user" lacks what this service needs: {", ".join(missing)}.'
+            " Add it, or give this service a database of its own"
+        )
+    for name, part, needs_value in parts:
+        if needs_value and part not in REQUIRED_PARTS:
+            report(
+                f'no user can be created unless a trigger fills public."user".{name}: it is NOT NULL with no default'
+            )
+    return True
