@@ -11,7 +11,6 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import anyio.to_thread
@@ -91,7 +90,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             startup = Startup(server, settings, UPGRADES, database, readiness)
             stack.callback(database.close)
             stack.callback(startup.stop)
-            _drain_at_the_end(readiness, startup)
+            startup.drain_on_sigterm()
             _end_with_the_supervisor()
             if settings.worker_affinity:
                 logger.info(affinity.settle())
@@ -177,21 +176,6 @@ def _settings_or_exit() -> Settings:
     except environment.SettingsError as exc:
         print(exc, file=sys.stderr)  # noqa: T201 - before there is a log
         raise SystemExit(2) from None
-
-
-def _drain_at_the_end(readiness: Readiness, startup: Startup) -> None:
-    """Turn /readyz to 503 at SIGTERM, then let the server finish what is in progress."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    finish = signal.getsignal(signal.SIGTERM)
-
-    def drain(number: int, frame: FrameType | None) -> None:
-        readiness.fails("draining")
-        startup.stop()
-        if callable(finish):
-            finish(number, frame)
-
-    signal.signal(signal.SIGTERM, drain)
 
 
 def _end_with_the_supervisor() -> None:

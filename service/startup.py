@@ -1,35 +1,37 @@
-"""What must be true of the server before a request is served: reachable, fit, with the schema in place."""
+"""What must be true before a request is served: the server is reachable, fits, and has the schema. And how it ends."""
 
 import logging
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 
 import psycopg
 
 from service.database import budget, schema, sessions
 from service.database.budget import Budget, ServerUnfit
 from service.database.pool import Database
-from service.database.schema import SchemaError, Upgrade
+from service.database.schema import Report, SchemaError, Upgrade
 from service.database.sessions import Session
 from service.settings import Settings, SettingsError
 from service.web.health import Readiness
 
 logger = logging.getLogger(__name__)
 
-RETRY = 0.5  # seconds: a service that waits for its database serves within a second of its arrival
+RETRY_INTERVAL = 0.5  # seconds: requests are served within a second of the database's return
 
-# Seconds before a worker serves, though the database has not answered: /livez, and that it is starting.
-PATIENCE = 2.0
+# Seconds until a worker begins to answer /livez and /readyz, although the database has not answered.
+START_TIMEOUT = 2.0
 
-# A refused connection carries no SQLSTATE. These are mistakes that waiting does not mend.
-MISTAKES = (
+# A refused connection carries no SQLSTATE. These words name errors that a retry does not fix.
+PERMANENT_ERRORS = (
     "authentication failed",
     "does not exist",
     "no password supplied",
     "not permitted to log in",
     "pg_hba.conf",
-    "invalid",  # an sslmode, say
+    "invalid",  # such as an unknown sslmode
 )
 
 
@@ -44,22 +46,22 @@ class ServerRefused(Exception):
 def inspect_server(server: Callable[[], str], settings: Settings) -> tuple[Session, Budget]:
     """Find out how to talk to the server, and check that it can serve `settings`; change nothing.
 
-    Costs a connection and two round trips. Raises ServerUnreachable when it is worth trying again, and
-    ServerRefused or ServerUnfit when it is not; each says what is wrong in one line.
+    Costs a connection and two round trips. Raises ServerUnreachable when a retry may help, and ServerRefused or
+    ServerUnfit when it does not. The text of each is one line that says what is wrong.
     """
     with _inspected(server, settings) as (session, found, _):
         return session, found
 
 
 def prepare_server(
-    server: Callable[[], str], settings: Settings, upgrades: Sequence[Upgrade], say: Callable[[str], None]
+    server: Callable[[], str], settings: Settings, upgrades: Sequence[Upgrade], report: Report
 ) -> Session:
-    """Inspect the server and apply the schema: two round trips more when it is in place.
+    """Inspect the server and apply the schema: two more round trips when the schema is up to date.
 
-    Raises what `inspect_server` does, and SchemaError.
+    Raises what `inspect_server` raises, and SchemaError.
     """
     with _inspected(server, settings) as (session, _, conn):
-        schema.apply(conn, session, upgrades, say)
+        schema.apply(conn, session, upgrades, report)
         return session
 
 
@@ -72,15 +74,15 @@ def _inspected(server: Callable[[], str], settings: Settings) -> Iterator[tuple[
             found.check()
             yield session, found, conn
     except psycopg.Error as exc:
-        where = "DATABASE_URL" if settings.database_url else "the database"
-        text = f"{where}: {' '.join(str(exc).split())}"  # libpq never puts the password in it
-        if not isinstance(exc, psycopg.OperationalError) or any(mistake in text for mistake in MISTAKES):
+        source = "DATABASE_URL" if settings.database_url else "the database"
+        text = f"{source}: {' '.join(str(exc).split())}"  # libpq's messages never hold the password
+        if not isinstance(exc, psycopg.OperationalError) or any(error in text for error in PERMANENT_ERRORS):
             raise ServerRefused(text) from exc
         raise ServerUnreachable(text) from exc
 
 
 class Startup:
-    """Brings one worker into service: at once, or when its database arrives."""
+    """Prepare the server for one worker: at once, or as soon as the database is there."""
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class Startup:
         database: Database,
         readiness: Readiness,
     ) -> None:
-        """Open `database` and clear `readiness` when the server is prepared."""
+        """Open `database` and set `readiness` once the server is prepared."""
         self._server = server
         self._settings = settings
         self._upgrades = upgrades
@@ -98,39 +100,58 @@ class Startup:
         self._readiness = readiness
         self._stopped = threading.Event()
         self._tried = threading.Event()
-        self._told = ""
+        self._last_error = ""
 
     def begin(self) -> None:
-        """Try once, for PATIENCE seconds at the most, and go on trying in the background."""
+        """Try until it succeeds, in the background. Wait for the first try, for START_TIMEOUT seconds at most."""
         threading.Thread(target=self._run, name="startup", daemon=True).start()
-        self._tried.wait(PATIENCE)
+        self._tried.wait(START_TIMEOUT)
 
     def stop(self) -> None:
-        """Try no more, and do not wait for a try that takes long, behind another process's lock, say."""
+        """Stop trying. Do not wait for a try in progress: it may wait for another process's lock."""
         self._stopped.set()
         self._tried.set()
+
+    def drain_on_sigterm(self) -> None:
+        """At SIGTERM, turn /readyz to 503 and stop trying; then let the former handler of SIGTERM end the process."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        former = signal.getsignal(signal.SIGTERM)
+        if former is None or former is signal.SIG_IGN:
+            return  # a handler that Python cannot restore, or SIGTERM does not end this process
+
+        def drain(number: int, frame: FrameType | None) -> None:
+            self._readiness.fails("draining")
+            self.stop()
+            if callable(former):
+                former(number, frame)
+            else:  # SIG_DFL: the signal ends the process, as if this handler had never been
+                signal.signal(number, former)
+                signal.raise_signal(number)
+
+        signal.signal(signal.SIGTERM, drain)
 
     def _run(self) -> None:
         while not self._stopped.is_set() and not self._try():
             self._tried.set()
-            self._stopped.wait(RETRY)
+            self._stopped.wait(RETRY_INTERVAL)
         self._tried.set()
 
     def _try(self) -> bool:
         try:
             session = prepare_server(self._server, self._settings, self._upgrades, logger.info)
         except SchemaError as exc:
-            self._tell("schema", exc)
+            self._report("schema", exc)
         except (ServerUnreachable, ServerRefused, ServerUnfit, SettingsError) as exc:
-            self._tell("database", exc)
+            self._report("database", exc)
         else:
             self._database.open(session)
             self._readiness.passed()
             return True
         return False
 
-    def _tell(self, failed: str, exc: Exception) -> None:
+    def _report(self, failed: str, exc: Exception) -> None:
         self._readiness.fails(failed)
-        if str(exc) != self._told:  # once, not twice a second
-            self._told = str(exc)
+        if str(exc) != self._last_error:  # log it once, not at every try
+            self._last_error = str(exc)
             logger.error("not ready: %s", exc)

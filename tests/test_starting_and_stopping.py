@@ -13,6 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from service.database.pool import Database
+from service.database.watchdog import Watchdog
+from service.settings import Settings
+from service.startup import Startup
+from service.web.health import Readiness
 from tests.checkout import Checkout, copied, descendants, gone, workers
 from tests.polling import until
 from tests.postgres import Cluster, TestDatabase, free_port, installed
@@ -207,6 +212,55 @@ def test_while_its_database_is_silent_it_lives_and_says_that_it_is_starting() ->
             assert httpx.get(f"{service.url}/users").json()["code"] == "database-unavailable"
         finally:
             service.stop()
+
+
+# An ASGI server that leaves SIGTERM as it found it, and receives one.
+RUNNER = """
+import asyncio, logging, signal, httpx
+from service.app import create_app
+
+async def main():
+    app = create_app()
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
+    async with app.router.lifespan_context(app), client:
+        while (await client.get("/readyz")).status_code != 200:
+            await asyncio.sleep(0.05)
+        signal.raise_signal(signal.SIGTERM)
+        await client.get("/readyz", headers={"X-Request-ID": "after"})
+
+signal.signal(signal.SIGTERM, {handler})
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("handler", "status", "logged"),
+    [
+        ("signal.SIG_DFL", -signal.SIGTERM, []),
+        ("signal.SIG_IGN", 0, ["[after] GET /readyz 200"]),
+        ("lambda *_: logging.getLogger('service').info('handled')", 0, ["handled", "[after] GET /readyz 503"]),
+    ],
+    ids=["default", "ignored", "handled"],
+)
+def test_sigterm_does_under_every_server_what_that_server_has_set(
+    database: TestDatabase, handler: str, status: int, logged: list[str]
+) -> None:
+    command = [sys.executable, "-c", RUNNER.replace("{handler}", handler)]
+    env = environment(database.environment)
+    ended = subprocess.run(command, check=False, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == status, ended.stdout + ended.stderr
+    assert re.findall(r"handled|\[after\] GET /readyz \d+", ended.stdout) == logged
+
+
+def test_a_handler_of_sigterm_that_python_cannot_restore_is_left_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one that a server written in C has installed: getsignal() returns None for it."""
+    settings = Settings()
+    database = Database(size=1, watchdog=Watchdog(leak_threshold=1))
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(signal, "getsignal", lambda _number: None)
+    Startup(settings.server, settings, (), database, Readiness()).drain_on_sigterm()
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_workers_that_cannot_start_stop_the_service_with_an_exit_status_that_says_so(database: TestDatabase) -> None:
