@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
@@ -20,7 +19,7 @@ from starlette.routing import Route
 from service import settings as environment
 from service.database.pool import Database
 from service.database.watchdog import Watchdog
-from service.extras import affinity, docs, embedded, tracing, upgrade
+from service.extras import affinity, docs, tracing, upgrade
 from service.extras.admin import routes as admin
 from service.extras.admin.publisher import Parts, Status
 from service.extras.cors import Cors
@@ -51,8 +50,6 @@ GARBAGE = (10_000, 5, 5)
 MAX_LAG = 0.02  # seconds that the event loop may be late before requests that take no thread have to wait
 
 UPGRADES = (upgrade.UPGRADE,)  # another resource: one more here
-
-DATA = Path(__file__).parents[1] / ".data"  # of the embedded PostgreSQL
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -86,8 +83,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with AsyncExitStack() as stack:
             stack.callback(log.finish)
-            server = stack.enter_context(embedded.running(DATA)) if settings.embedded else settings.server
-            startup = Startup(server, settings, UPGRADES, database, readiness)
+            startup = Startup(settings.server, settings, UPGRADES, database, readiness)
             stack.callback(database.close)
             stack.callback(startup.stop)
             startup.drain_on_sigterm()
@@ -172,10 +168,12 @@ def _spare_the_collector() -> None:
 
 def _settings_or_exit() -> Settings:
     try:
-        return environment.load()
+        settings = environment.load()
+        settings.server()  # refuse to start without a database, as `serve` does: any ASGI server may be in production
     except environment.SettingsError as exc:
         print(exc, file=sys.stderr)  # noqa: T201 - before there is a log
         raise SystemExit(2) from None
+    return settings
 
 
 def _end_with_the_supervisor() -> None:

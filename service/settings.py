@@ -40,8 +40,8 @@ class Settings(BaseModel):
     # Essential: where the database is, where the service listens.
     database_hostname: str | None = setting(
         None,
-        "a host name, an address, or the directory of a Unix socket, or several separated by commas, of which one"
-        " takes writes; unset: embedded PostgreSQL",
+        "a host name, an address, or the directory of a Unix socket; several are separated by commas, and the one that"
+        " takes writes is used",
     )
     database_port: int = setting(5432, "a port, 1 to 65535", ge=1, le=65535)
     database_name: str | None = setting(None, "the name of the database")
@@ -154,9 +154,9 @@ class Settings(BaseModel):
         return self
 
     @property
-    def embedded(self) -> bool:
-        """True when no database is configured: the service starts its own."""
-        return self.database_hostname is None and self.database_url is None
+    def has_database(self) -> bool:
+        """Whether a database is configured."""
+        return self.database_hostname is not None or self.database_url is not None
 
     @property
     def allowed_origins(self) -> list[str]:
@@ -164,14 +164,17 @@ class Settings(BaseModel):
         return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
 
     def server(self) -> str:
-        """Return the configured server as a libpq connection string, password included; empty when embedded.
+        """Return the configured server as a libpq connection string, password included.
 
-        Raises SettingsError when the file with the password cannot be read.
+        Raises SettingsError when no database is configured, or when the file with the password cannot be read.
         """
+        if not self.has_database:
+            raise SettingsError(
+                "DATABASE_URL is missing: set it to postgresql://user:password@host:port/name."
+                " Only `make run` starts a PostgreSQL of its own"
+            )
         if self.database_url is not None:
             return self.database_url.get_secret_value()
-        if self.database_hostname is None:
-            return ""
         return make_conninfo(
             host=self.database_hostname,
             port=self.database_port,
@@ -221,7 +224,8 @@ def load(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) 
         )
     except ValidationError as exc:
         raise SettingsError("\n".join(_line(error) for error in exc.errors())) from None
-    settings.server()  # a password that cannot be read is a mistake too
+    if settings.has_database:
+        settings.server()  # so that a password file that cannot be read stops the start
     return settings
 
 

@@ -12,8 +12,9 @@ import pytest
 from service.settings import Settings
 from tests.checkout import Checkout, copied
 from tests.postgres import PASSWORD, Cluster, TestDatabase, free_port, installed
-from tests.process import CHECKOUT, Service
+from tests.process import CHECKOUT, Service, environment
 
+NO_DATABASE = re.compile(r"DATABASE_URL is missing: set it to postgresql://")
 ADA = {"id": 1, "fname": "Ada", "lname": "Lovelace", "email": "ada@example.com", "password": "correct horse"}
 
 
@@ -169,18 +170,37 @@ def test_it_serves_a_database_reached_by(way: str, checkout: Checkout, cluster: 
         assert conn.execute('SELECT id FROM public."user"').fetchall() == [(1,)]
 
 
+UVICORN = [sys.executable, "-m", "uvicorn", "--factory", "service.app:create_app", "--port", "0"]
+
+
+def refused_by_uvicorn(checkout: Checkout) -> str:
+    """Return the one line with which uvicorn ends."""
+    env = environment({}, checkout.folder)
+    ended = subprocess.run(UVICORN, cwd=checkout.folder, env=env, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    return ended.stderr
+
+
 def test_uvicorn_serves_it_too(checkout: Checkout, database: TestDatabase) -> None:
-    uvicorn = [sys.executable, "-m", "uvicorn", "--factory", "service.app:create_app", "--port", "0"]
-    with Service(database.environment, checkout=checkout.folder, argv=uvicorn) as service:
+    with Service(database.environment, checkout=checkout.folder, argv=UVICORN) as service:
         assert httpx.get(f"{service.url}/users").json() == []
 
 
-def test_uvicorn_is_told_of_a_wrong_setting_in_one_line_too(checkout: Checkout) -> None:
+def test_uvicorn_ends_at_a_wrong_setting_with_one_line_too(checkout: Checkout) -> None:
     (checkout.folder / ".env").write_text("WORKERS=none\n")
-    uvicorn = [sys.executable, "-m", "uvicorn", "--factory", "service.app:create_app", "--port", "0"]
-    ended = subprocess.run(uvicorn, cwd=checkout.folder, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert re.fullmatch(r"WORKERS='none': it takes .*\n", ended.stderr)
+    assert refused_by_uvicorn(checkout).startswith("WORKERS='none': it takes ")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_serve_does_not_start_without_a_database_and_says_what_to_set(checkout: Checkout, workers: str) -> None:
+    assert NO_DATABASE.match(refused(checkout, "serve", {"WORKERS": workers}))
+    assert not (checkout.folder / ".data").exists()
+
+
+def test_nor_does_uvicorn(checkout: Checkout) -> None:
+    assert NO_DATABASE.match(refused_by_uvicorn(checkout))
+    assert not (checkout.folder / ".data").exists()
 
 
 def test_make_help_lists_every_target_and_is_the_default() -> None:

@@ -54,7 +54,7 @@ def checkout(request: pytest.FixtureRequest) -> Iterator[Checkout]:
 @pytest.fixture(scope="module")
 def service(checkout: Checkout) -> Iterator[Service]:
     """A service that has made its data just now."""
-    with checkout.start(ENVIRONMENT) as service:
+    with checkout.start(ENVIRONMENT, "run") as service:
         yield service
 
 
@@ -195,8 +195,8 @@ def status(pid: int, *names: str) -> set[str]:
     return {found[name] for name in names}
 
 
-def of_earlier_version(checkout: Checkout) -> Path:
-    """Make a checkout's data what an earlier version left, which let everybody in; return what its links point to."""
+def open_to_everybody(checkout: Checkout) -> Path:
+    """Open a checkout's data to everybody, and put a link among them; return what the link points to."""
     data = checkout.folder / ".data"
     data.chmod(0o755)
     (data / "postgres.log").chmod(0o644)
@@ -206,20 +206,17 @@ def of_earlier_version(checkout: Checkout) -> Path:
     victim.chmod(0o644)
     (data / "data" / "pg_ident.conf").unlink()
     (data / "data" / "pg_ident.conf").symlink_to(victim)
-    if data.stat().st_uid == 0:
-        for path in (data / "data", *(data / "data").rglob("*")):
-            os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
     return victim
 
 
 @pytest.mark.parametrize("account", ACCOUNTS, ids=str)
-def test_data_of_an_earlier_version_are_kept_and_closed(account: Account) -> None:
+def test_data_that_were_open_to_everybody_are_kept_and_closed(account: Account) -> None:
     with account.checkout() as checkout:
-        with checkout.start() as service:
+        with checkout.start({}, "run") as service:
             path = sign_up(service)
-        victim = of_earlier_version(checkout)
+        victim = open_to_everybody(checkout)
         before = victim.stat()
-        with checkout.start() as service:
+        with checkout.start({}, "run") as service:
             assert service.client.get(path).status_code == 200
             assert rules(checkout) == peer_only(checkout)
             assert others_may_read(checkout) == set()
@@ -322,7 +319,7 @@ if os.geteuid() == 0:  # only root can be somebody else
 
     def test_nobody_sees_into_the_first_start() -> None:
         with ROOT.checkout() as checkout:
-            first = checkout.start({"OPERATOR_KEY": SECRET})
+            first = checkout.start({"OPERATOR_KEY": SECRET}, "run")
             seen: set[str] = set()
             while not {"initdb", "postgres"} <= seen:
                 assert first.process.poll() is None, first.log
@@ -362,14 +359,13 @@ if os.geteuid() == 0:  # only root can be somebody else
             assert str(planted) in refusal(checkout)
             assert (mode(target), list(target.iterdir())) == (0o755, [])
 
-    def test_files_of_others_linked_into_the_data_stay_theirs() -> None:
+    def test_roots_data_that_another_user_could_change_stop_the_start() -> None:
         with ROOT.checkout() as checkout:
             assert checkout.run("schema").returncode == 0
-            of_earlier_version(checkout)
-            victim = checkout.folder / "victim"
-            os.link(victim, checkout.folder / ".data" / "data" / "hard")
-            assert checkout.run("schema").returncode == 0
-            assert victim.stat().st_uid == 0
+            data = checkout.folder / ".data" / "data"
+            os.chown(data, NOBODY, NOBODY)
+            assert f"{data} belongs to the user nobody" in refusal(checkout)
+            assert (data.stat().st_uid, (data / "PG_VERSION").stat().st_uid) == (NOBODY, embedded.SERVER_ID)
 
     @pytest.fixture
     def closed() -> Iterator[Path]:

@@ -30,7 +30,7 @@ PID = "data/postmaster.pid"  # the server starts; there is no role yet
 )
 def test_a_first_start_that_was_cut_short_is_no_hindrance_to_the_next(stage: str, send: str) -> None:
     with ORDINARY.checkout() as checkout:
-        service = checkout.start()
+        service = checkout.start({}, "run")
         while not (checkout.folder / ".data" / stage).exists():  # without a pause: it is a matter of milliseconds
             assert service.process.poll() is None, service.log
         SIGNALS[send](service.process.pid)
@@ -47,7 +47,7 @@ def test_a_first_start_that_was_cut_short_is_no_hindrance_to_the_next(stage: str
 def test_a_service_stopped_while_its_server_starts_leaves_no_server() -> None:
     with ORDINARY.checkout() as checkout:
         assert checkout.run("schema").returncode == 0
-        service = checkout.start()
+        service = checkout.start({}, "run")
         until(lambda: any("postgres -D" in process for process in checkout.processes()), "PostgreSQL starts")
         assert service.stop() == 0
         until(lambda: not checkout.processes(), "nothing runs any more", within=5)
@@ -106,7 +106,7 @@ def test_no_permission_is_changed_of_the_folders_above_the_virtual_environment_o
     with account.checkout() as checkout:
         untouched = (Path(sys.prefix), Path(sys.base_prefix) / "bin", checkout.folder)
         before = modes(*untouched)
-        with checkout.start() as service:
+        with checkout.start({}, "run") as service:
             assert service.client.get("/users").json() == []
             assert (checkout.folder / ".data" / "data").stat().st_mode & 0o777 == 0o700
         after = modes(*untouched)
@@ -127,7 +127,7 @@ if os.geteuid() == 0:  # only root can make a folder that is another user's
         with ORDINARY.checkout() as checkout:
             assert checkout.run("schema").returncode == 0
             as_root = Checkout(checkout.folder)
-            with as_root.start() as service:
+            with as_root.start({}, "run") as service:
                 assert service.client.get("/users").status_code == 200
             assert {path.stat().st_uid for path in (checkout.folder / ".data").rglob("*")} == {NOBODY}
             assert checkout.run("schema").returncode == 0
