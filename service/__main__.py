@@ -22,6 +22,7 @@ from service.extras import embedded
 from service.extras.embedded import EmbeddedError
 from service.extras.http import listen
 from service.extras.http.supervisor import Supervisor
+from service.extras.log_writer import WRITER
 from service.settings import Settings, SettingsError
 from service.startup import ServerRefused, ServerUnreachable, inspect_server, prepare_server
 from service.telemetry import log
@@ -107,7 +108,7 @@ def schema(settings: Settings) -> None:
 
 
 def _start(settings: Settings, *, reload: bool) -> None:
-    log.configure(settings.log_format)
+    log.configure(settings.log_format, WRITER.write)
     # Bind first: to start PostgreSQL may take long.
     with listen.bind(settings) as bound, _with_database(settings, logger.info) as configured:
         try:

@@ -26,6 +26,8 @@ from service.extras.cors import Cors
 from service.extras.http.backoff import Backoff, LoopLag
 from service.extras.http.clients import max_clients
 from service.extras.http.early_queue import EarlyQueue
+from service.extras.log_quota import LogQuota
+from service.extras.log_writer import WRITER
 from service.settings import Settings
 from service.startup import Startup
 from service.telemetry import log, metrics
@@ -55,7 +57,8 @@ UPGRADES = (upgrade.UPGRADE,)  # another resource: one more here
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Return the service, ready to be started by an ASGI server; it connects when it is."""
     settings = settings or _settings_or_exit()
-    log.configure(settings.log_format)
+    quota = LogQuota()
+    log.configure(settings.log_format, WRITER.write, quota.is_logged)
 
     # Threads = connections: one number, two uses. Everything else waits in `queue`, on the event loop.
     workers = Workers(settings.worker_threads)
@@ -82,14 +85,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with AsyncExitStack() as stack:
-            stack.callback(log.finish)
+            stack.callback(WRITER.flush)
+            stack.callback(quota.summarize)
             startup = Startup(settings.server, settings, UPGRADES, database, readiness)
             stack.callback(database.close)
             stack.callback(startup.stop)
             startup.drain_on_sigterm()
             _end_with_the_supervisor()
             if settings.worker_affinity:
-                logger.info(affinity.settle())
+                logger.info(affinity.pin())
             await anyio.to_thread.run_sync(startup.begin)
             _spare_the_collector()
             await stack.enter_async_context(workers.running())

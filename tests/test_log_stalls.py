@@ -199,9 +199,10 @@ HAPPENS = {
 }
 
 
+@pytest.mark.parametrize("write", ["WRITER.write", "log.print_line"])
 @pytest.mark.parametrize("what", HAPPENS)
-def test_what_python_would_write_to_standard_error_is_one_line_of_the_log(what: str) -> None:
-    ended = python(f"import logging; from service import logs; logs.configure('json'); {HAPPENS[what]}")
+def test_what_python_would_write_to_standard_error_is_one_line_of_the_log(what: str, write: str) -> None:
+    ended = python(f"log.configure('json', {write}); {HAPPENS[what]}")
     (line,) = ended.stdout.splitlines()
     assert "ZeroDivisionError" in str(json.loads(line))
     assert ended.stderr == ""
@@ -209,11 +210,12 @@ def test_what_python_would_write_to_standard_error_is_one_line_of_the_log(what: 
 
 def test_a_fork_writes_its_own_lines_and_no_others_twice() -> None:
     ended = python(
-        "import logging, os; from service import logs; logs.configure('text'); say = logging.getLogger().info;"
-        "say('before'); child = os.fork(); say('child' if not child else 'parent'); child and os.waitpid(child, 0)"
+        "import os; log.configure('text', WRITER.write); info = logging.getLogger().info;"
+        "info('before'); child = os.fork(); info('child' if not child else 'parent'); child and os.waitpid(child, 0)"
     )
     assert sorted(re.findall(r"\w+$", ended.stdout, re.MULTILINE)) == ["before", "child", "parent"]
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
+    code = f"import logging; from service.telemetry import log; from service.extras.log_writer import WRITER; {code}"
     return subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=False)

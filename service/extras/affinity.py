@@ -1,8 +1,7 @@
-"""Each worker keeps to one core.
+"""Pin each worker to one core.
 
-Its threads take turns with the GIL, so one core is all they can use, and a turn that moves to another core
-costs more: on a core of its own, the same worker serves 1.2 to 1.5 times the requests. Hashing a password lets
-the GIL go, and uses them all: see users/passwords.py.
+Its threads take turns with the GIL, so they cannot use more than one core, and moving between cores is expensive: a
+pinned worker serves 1.2 to 1.5 times the requests. Hashing releases the GIL and uses all cores: users/passwords.py.
 """
 
 import os
@@ -13,46 +12,46 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-RETRY = 1.0  # seconds: while workers are replaced, there is one more of them than cores
+RETRY_INTERVAL = 1.0  # seconds; while workers are replaced, there may be one more than cores
 
-_taken: list[socket.socket] = []
+_locks: list[socket.socket] = []  # open for as long as the process lives
 
 
-def settle() -> str:
-    """Keep this process to a core that no other worker on the host keeps to; return what was done, in words.
+def pin() -> str:
+    """Pin this process to a core that no other worker on the host has; return the outcome as a line for the log.
 
-    When there is none, go on trying in the background. Costs a system call for each core, and one for each thread.
+    When no core is free, retry in the background. Costs a system call for each core, and one for each thread.
     """
     if sys.platform != "linux":
         return "workers are kept to a core on Linux only"
-    given = os.sched_getaffinity(0)
-    if len(given) == 1:
-        return f"core {min(given)} is all this process may use"
-    core = _take(given)
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) == 1:
+        return f"core {min(allowed)} is all this process may use"
+    core = _pin(allowed)
     if core is None:
-        threading.Thread(target=_wait, args=(given,), name="affinity", daemon=True).start()
-        return "every core has its worker already: this one uses them all until one is free"
+        threading.Thread(target=_retry, args=(allowed,), name="affinity", daemon=True).start()
+        return "every core has its worker already: this worker uses all cores until one is free"
     return f"this worker keeps to core {core} (WORKER_AFFINITY)"
 
 
-def _take(given: set[int]) -> int | None:
-    # In any order: services in containers of their own cannot see each other's sockets.
-    for core in random.sample(sorted(given), len(given)):
-        # A name, and no file: the kernel frees it with the process, however that ends.
-        mine = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+def _pin(allowed: set[int]) -> int | None:
+    # In random order, as services in separate containers do not see each other's sockets.
+    for core in random.sample(sorted(allowed), len(allowed)):
+        # An abstract name is the lock: the kernel releases it when the process ends.
+        lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            mine.bind(f"\0users-service/core/{core}")
+            lock.bind(f"\0users-service/core/{core}")
         except OSError:
-            mine.close()
+            lock.close()
             continue
         for thread in Path("/proc/self/task").iterdir():
-            with suppress(ProcessLookupError):  # it has ended since
+            with suppress(ProcessLookupError):  # the thread has ended
                 os.sched_setaffinity(int(thread.name), {core})
-        _taken.append(mine)
+        _locks.append(lock)
         return core
     return None
 
 
-def _wait(given: set[int]) -> None:
-    while _take(given) is None:
-        threading.Event().wait(RETRY)
+def _retry(allowed: set[int]) -> None:
+    while _pin(allowed) is None:
+        threading.Event().wait(RETRY_INTERVAL)

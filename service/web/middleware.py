@@ -144,7 +144,7 @@ def tell(record: Record) -> None:
     """End, count and log a request. To be called on the event loop."""
     record.end()
     metrics.note(record)
-    log.tell(record)
+    log.log_request(record)
 
 
 def request_id(given: bytes) -> str:
