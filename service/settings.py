@@ -1,7 +1,7 @@
 """The environment, validated.
 
-Each setting is one field: its default, its range, and in its description what it takes and why.
-`.env.example` lists the same names; a test compares the two.
+Each setting is one field: its default, its range, and a description of what it takes and why.
+`.env.example` and the README list the same names; tests compare them.
 """
 
 import os
@@ -17,14 +17,14 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-# Less than a millisecond would be 0 to PostgreSQL, and so no limit at all.
+# PostgreSQL counts milliseconds, and takes 0 as no limit.
 Seconds = Annotated[float, Field(ge=0.001, le=3600, allow_inf_nan=False)]
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?")
 
 
 class SettingsError(Exception):
-    """One line for each mistake: the variable, what it held (never a secret), what it takes."""
+    """One line for each mistake: the variable, its value (never a secret), and what it takes."""
 
 
 def setting(default: Any, takes: str, **limits: Any) -> Any:  # noqa: ANN401 - as pydantic's Field
@@ -48,27 +48,28 @@ class Settings(BaseModel):
     database_username: str | None = setting(None, "the role to connect as")
     database_password: SecretStr | None = setting(None, "the role's password, if it has one")
     database_password_file: Path | None = setting(
-        None, "a file that holds the password, read anew at each connection, so that it can be changed"
+        None, "a file that holds the password, read at each connection, so that it can be changed"
     )
     database_url: SecretStr | None = setting(None, "postgresql://user:password@host:port/name, in place of the above")
     host: str = setting("127.0.0.1", "the address to listen on; 0.0.0.0 for every interface", min_length=1)
-    port: int = setting(8000, "a port, 0 to 65535; 0 takes any free one", ge=0, le=65535)
+    port: int = setting(8000, "a port, 0 to 65535; 0 takes a free one", ge=0, le=65535)
 
     # Frequent: how much of the machine and of PostgreSQL's connections to use.
-    workers: int = setting(1, "how many worker processes, 1 to 512; one a core is fastest", ge=1, le=512)
+    workers: int = setting(1, "how many worker processes, 1 to 512; one for each core is fastest", ge=1, le=512)
     worker_threads: int = setting(
         8,
-        "how many threads, and so how many connections, each worker has, 1 to 1000; one core is full with 8 of them",
+        "how many threads, and so how many connections, each worker has, 1 to 1000; 8 keep one core busy",
         ge=1,
         le=1000,
     )
     instances: int = setting(
-        1, "how many copies of this service share the database, 1 to 1000: they share its connections", ge=1, le=1000
+        1, "how many copies of this service share the database and its connections, 1 to 1000", ge=1, le=1000
     )
     worker_affinity: bool = setting(
-        default=True, takes="true or false: whether each worker keeps to a core of its own; its threads cannot use more"
+        default=True,
+        takes="true or false: whether each worker runs on one core of its own; its threads cannot use more",
     )
-    log_format: Literal["json", "text"] = setting("json", "json or text; `make run` takes text unless told")
+    log_format: Literal["json", "text"] = setting("json", "json or text; `make run` uses text unless this is set")
     operator_key: SecretStr | None = setting(
         None, "the password that GET /pool asks for, 16 characters or more; unset: it answers this machine only"
     )
@@ -76,7 +77,7 @@ class Settings(BaseModel):
         "", "origins such as https://app.example.com, separated by commas; * for any, without credentials"
     )
 
-    # Rare: limits. Each timeout ends before the next longer one, so that the cause is what is reported:
+    # Rare: limits. Each timeout is shorter than the next, so that the error names the cause:
     # lock < statement < leak threshold < request deadline < graceful shutdown.
     queue_length: int = setting(
         4096,
@@ -85,25 +86,20 @@ class Settings(BaseModel):
         ge=0,
         le=100_000,
     )
-    queue_wait: Seconds = setting(2.0, "seconds a request may wait for a thread: after that its client has gone")
+    queue_wait: Seconds = setting(2.0, "seconds a request may wait for a thread; most clients have given up by then")
     connect_timeout: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] = setting(
         3.0, "seconds to open a connection, 1 or more: libpq counts whole seconds"
     )
     lock_timeout: Seconds = setting(2.0, "seconds a statement waits for a lock")
     statement_timeout: Seconds = setting(5.0, "seconds a statement may run; the slowest here takes milliseconds")
-    idle_in_transaction_timeout: Seconds = setting(5.0, "seconds a transaction may stand still")
+    idle_in_transaction_timeout: Seconds = setting(5.0, "seconds a transaction may be idle")
     leak_threshold: Seconds = setting(8.0, "seconds after which a connection still held is reported with its stack")
-    request_deadline: Seconds = setting(10.0, "seconds from a request's arrival to its answer, whatever hangs")
-    graceful_shutdown_timeout: Seconds = setting(15.0, "seconds that requests in progress get to finish at shutdown")
+    request_deadline: Seconds = setting(10.0, "seconds from a request's arrival to its response, whatever hangs")
+    graceful_shutdown_timeout: Seconds = setting(15.0, "seconds that requests in progress have to finish at shutdown")
     max_body_size: int = setting(65_536, "bytes of a request's body, 1024 to 16777216", ge=1024, le=16_777_216)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_is_unset(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if value != ""}
-
     @model_validator(mode="after")
-    def _database_is_whole(self) -> Self:
+    def _check_database(self) -> Self:
         given = sorted(
             name for name in self.model_fields_set if name.startswith("database_") and name != "database_url"
         )
@@ -124,7 +120,7 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _timeouts_are_in_order(self) -> Self:
+    def _check_timeouts(self) -> Self:
         order = ("lock_timeout", "statement_timeout", "leak_threshold", "request_deadline", "graceful_shutdown_timeout")
         for shorter, longer in pairwise(order):
             if getattr(self, shorter) >= getattr(self, longer):
@@ -139,13 +135,13 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _operator_key_is_long(self) -> Self:
+    def _check_operator_key(self) -> Self:
         if self.operator_key is not None and len(self.operator_key.get_secret_value()) < 16:  # noqa: PLR2004
             raise ValueError(f"OPERATOR_KEY is too short: it takes {takes('operator_key')}")
         return self
 
     @model_validator(mode="after")
-    def _origins_are_origins(self) -> Self:
+    def _check_origins(self) -> Self:
         for origin in self.allowed_origins:
             if origin != "*" and not ORIGIN.fullmatch(origin):
                 raise ValueError(f"CORS_ORIGINS={origin!r}: it takes {takes('cors_origins')}")
@@ -195,7 +191,7 @@ class Settings(BaseModel):
 
 
 def _is_conninfo(text: str) -> bool:
-    """Tell whether libpq would read `text` as it was meant, without an @ or / of the password among the hosts."""
+    """Return whether libpq parses `text` as intended: an unescaped @ or / in the password ends up in the host."""
     try:
         parts = conninfo_to_dict(text)
     except ProgrammingError:  # its message would quote the password
@@ -206,13 +202,13 @@ def _is_conninfo(text: str) -> bool:
 
 
 def takes(name: str) -> str:
-    """Say what the setting called `name` takes."""
+    """Return what the setting `name` takes, in words."""
     field = Settings.model_fields[name]
-    return f"{field.description}{'; 3600 at the most' if field.annotation is float else ''}"
+    return f"{field.description}{'; at most 3600' if field.annotation is float else ''}"
 
 
 def load(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) -> Settings:
-    """Read the settings: the environment first, then the file `dotenv`, then the defaults.
+    """Read the settings: the environment first, then the file `dotenv`, then the defaults. An empty value is unset.
 
     Raises SettingsError, whose text is one line for each mistake.
     """
@@ -220,7 +216,7 @@ def load(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) 
     found = {**_read(dotenv), **environ}
     try:
         settings = Settings.model_validate(
-            {name: found[name.upper()] for name in Settings.model_fields if name.upper() in found}
+            {name: found[name.upper()] for name in Settings.model_fields if found.get(name.upper())}
         )
     except ValidationError as exc:
         raise SettingsError("\n".join(_line(error) for error in exc.errors())) from None
@@ -243,7 +239,7 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _line(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
-    if not error["loc"]:  # from a validator above, which names the variable itself
+    if not error["loc"]:  # raised by a validator above, whose text names the variable
         return str(error["ctx"]["error"])
     name = error["loc"][0]
     return f"{name.upper()}={error['input']!r}: it takes {takes(name)}"

@@ -1,4 +1,4 @@
-"""What the server allows, against what we may open."""
+"""Compare the connections that the server allows with those that this service may open."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from service.settings import Settings
 
 OLDEST_VERSION = 140000
 
-# Every limit in one round trip. `reserved_connections` came with PostgreSQL 16.
+# All limits in one round trip. PostgreSQL has `reserved_connections` since version 16.
 SELECT_LIMITS = """
     SELECT current_setting('server_version'),
            current_setting('server_version_num')::int,
@@ -24,12 +24,12 @@ SELECT_LIMITS = """
 
 
 class ServerUnfit(Exception):
-    """The server cannot serve this configuration; the text says why and what to change."""
+    """The server cannot serve this configuration; the text gives the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The connections that one server, role and database allow, and those that we may open."""
+    """The connections that one server, role and database allow, and those that this service may open."""
 
     version: str
     version_number: int
@@ -39,24 +39,24 @@ class Budget:
     reserved: int
     role_limit: int  # -1: none
     database_limit: int  # -1: none
-    in_use: int  # by anyone else, just now
+    in_use: int  # by all other clients, at the moment
     workers: int
     threads: int
     instances: int
 
     @property
     def needed(self) -> int:
-        """What we may open at the most."""
+        """How many connections this service opens at most."""
         return self.workers * self.threads * self.instances
 
     @property
     def allowed(self) -> int:
-        """What the tightest limit leaves."""
+        """How many connections the tightest limit allows."""
         limits = [self.max_connections - self.superuser_reserved - self.reserved, self.role_limit, self.database_limit]
         return min(limit for limit in limits if limit >= 0)
 
     def __str__(self) -> str:
-        """Show the sum."""
+        """Return the sum in words."""
         limits = f"max_connections {self.max_connections} - {self.superuser_reserved + self.reserved} reserved"
         limits += "" if self.role_limit < 0 else f", role limit {self.role_limit}"
         limits += "" if self.database_limit < 0 else f", database limit {self.database_limit}"

@@ -37,7 +37,7 @@ VERSION = "18"
 NAME = "users"  # of the database, and of the role that owns it: no superuser
 SOCKET = ".s.PGSQL.5432"
 LONGEST_SOCKET_PATH = 103  # bytes that fit in sockaddr_un: 107 on Linux, 103 on macOS
-PATIENCE = 60.0  # seconds for a start (crash recovery included) or a stop
+TIMEOUT = 60.0  # seconds for a start (crash recovery included) or a stop
 
 # The user and group that root runs PostgreSQL as. Not nobody: other daemons run as nobody, and could read its memory.
 # systemd's table of user ids leaves 65520 to 65533 unused, and a container's ids end at 65535.
@@ -130,7 +130,7 @@ class Server:
         with _open(self.folder / "server.lock") as lock:
             if _free(lock):
                 return  # the pid in its file, if any, may be another program's
-            self._wait(lambda: self._postmaster() or _free(lock), "does not say its pid")
+            self._wait(lambda: self._postmaster() or _free(lock), "does not write its pid")
             pid = self._postmaster()
             with suppress(ProcessLookupError):
                 if pid:
@@ -248,7 +248,7 @@ class Server:
         return int(lines[0]) if lines else None
 
     def _wait(self, condition: Callable[[], object], complaint: str) -> None:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while not condition():
             if time.monotonic() > end:
                 raise EmbeddedError(f"the embedded PostgreSQL {complaint}; see {self.folder / 'postgres.log'}")
@@ -319,7 +319,7 @@ def _make_private(folder: Path) -> None:
 
 
 def _owner(folder: Path) -> tuple[int, int]:
-    """Return the user and group that PostgreSQL runs as: those of `folder`, or SERVER_ID where that is root."""
+    """Return the user and group that PostgreSQL runs as: those of `folder`, or SERVER_ID when root owns it."""
     owner = folder.stat()
     if owner.st_uid:
         return owner.st_uid, owner.st_gid
@@ -339,7 +339,7 @@ def _name(uid: int) -> str | None:
 
 
 def _from_inside(data: Path) -> str:
-    """Return a path of `data` for a process that runs in it, and may not enter the folders above it."""
+    """Return a path of `data` for a process that runs in it but may not enter the folders above it."""
     return "/proc/self/cwd" if os.geteuid() == 0 else str(data)
 
 

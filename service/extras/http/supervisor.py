@@ -1,4 +1,4 @@
-"""Several workers: uvicorn's supervisor, which replaces one that dies, and all of them one by one at SIGHUP."""
+"""uvicorn's supervisor of several workers: it replaces a worker that dies, and at SIGHUP all of them, one by one."""
 
 import signal
 from socket import socket
@@ -8,22 +8,22 @@ from uvicorn.supervisors import Multiprocess
 
 
 class Supervisor(Multiprocess):
-    """Has all workers listen on the same sockets, and begins to stop at once."""
+    """Stop at once when told to, and leave no socket that nobody accepts from."""
 
     def __init__(self, config: Config, sockets: list[socket]) -> None:
-        """Take `sockets`, which are bound."""
+        """Have all workers listen on `sockets`, which are bound."""
         super().__init__(config, sockets)
-        for number in (signal.SIGTERM, signal.SIGINT):  # not after the replacement of all workers that is under way
+        for number in (signal.SIGTERM, signal.SIGINT):  # even while workers are replaced
             signal.signal(number, lambda *_: self.should_exit.set())
 
     def keep_subprocess_alive(self) -> None:
-        """Replace each worker that has died, or that gives no sign of life."""
-        for process in self.processes:  # with our copy open, one that is killed during a ping would be waited for
+        """Replace each worker that has died or does not answer a ping."""
+        for process in self.processes:  # with our copy open, a ping would wait for a worker that was killed
             process.child_conn.close()
         super().keep_subprocess_alive()
 
     def terminate_all(self) -> None:
-        """Have every worker finish what is in progress."""
-        for listening in self.sockets:  # or a client that connects now would wait for nobody
+        """Let every worker finish its requests in progress."""
+        for listening in self.sockets:  # otherwise a client that connects now waits in vain
             listening.close()
         super().terminate_all()
