@@ -1,6 +1,5 @@
 """The wiring, top to bottom."""
 
-import asyncio
 import gc
 import logging
 import multiprocessing
@@ -23,9 +22,7 @@ from service.extras import affinity, docs, tracing, upgrade
 from service.extras.admin import routes as admin
 from service.extras.admin.publisher import Parts, Status
 from service.extras.cors import Cors
-from service.extras.http.backoff import Backoff, LoopLag
-from service.extras.http.clients import max_clients
-from service.extras.http.early_queue import EarlyQueue
+from service.extras.http.state import http_state
 from service.extras.log_quota import LogQuota
 from service.extras.log_writer import WRITER
 from service.settings import Settings
@@ -39,7 +36,7 @@ from service.web.admission import Admission
 from service.web.endpoint import Resources, endpoint_route
 from service.web.health import Readiness
 from service.web.middleware import BugMiddleware, RequestMiddleware
-from service.web.problems import PROBLEMS, RETRY_AFTER, install
+from service.web.problems import PROBLEMS, install
 from service.web.waiting_line import expiring
 from service.web.workers import BACKLOG, Workers
 
@@ -48,8 +45,6 @@ logger = logging.getLogger(__name__)
 # Objects that may be left in cycles before they are looked for, then how many of such passes make a larger one.
 # With 20 and 20, memory grew by 0.7 MB in each 10,000 requests of the soak test, as the largest pass hardly ever came.
 GARBAGE = (10_000, 5, 5)
-
-MAX_LAG = 0.02  # seconds that the event loop may be late before requests that take no thread have to wait
 
 UPGRADES = (upgrade.UPGRADE,)  # another resource: one more here
 
@@ -99,13 +94,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await stack.enter_async_context(workers.running())
             await stack.enter_async_context(expiring(queue, hashing, workers))
             await stack.enter_async_context(status.telling())
-            lag = LoopLag()
-            lag.start(asyncio.get_running_loop())
-            yield {  # for extras/http/protocol.py
-                "early_queue": EarlyQueue(queue, app.routes, traced=tracing.configured()),
-                **_backoffs(queue, hashing, lag),
-                "max_clients": max_clients(workers.size),
-            }
+            yield {"http": http_state(queue, hashing, app.routes, traced=tracing.configured())}
 
     app = FastAPI(
         title="Users",
@@ -136,28 +125,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         (route.path_format, sorted(route.methods or ())) for route in app.routes if isinstance(route, Route)
     )
     return app
-
-
-def _backoffs(queue: Admission, hashing: Admission, lag: LoopLag) -> dict[str, Backoff]:
-    """Return who waits before a request is read, or an answer sent, for which no thread is taken."""
-
-    def served() -> int:
-        return queue.released
-
-    def is_at_rest() -> bool:
-        return not queue.in_flight and lag.seconds < MAX_LAG
-
-    return {
-        # After a 503, for those that come again before Retry-After.
-        "refused_backoff": Backoff(
-            rate=50, share=1 / 8, served=served, longest=5, pause=RETRY_AFTER,
-            has_room=lambda: bool(queue.free and hashing.free),
-        ),
-        # After any other answer that took no thread.
-        "cheap_backoff": Backoff(rate=100, share=1 / 4, served=served, longest=5, has_room=is_at_rest),
-        # New connections, and the last answers on others: probes are among them, which give up after a second.
-        "reconnect_backoff": Backoff(rate=100, share=1 / 4, served=served, longest=0.5, has_room=is_at_rest),
-    }  # fmt: skip
 
 
 def _spare_the_collector() -> None:

@@ -52,7 +52,7 @@ class RequestMiddleware:
                 record.status, record.code = rejected.status, rejected.code
             if route := routed.get("route"):
                 record.route = route.path_format
-            tell(record)
+            finish_request(record)
 
 
 class BugMiddleware:
@@ -140,8 +140,8 @@ class _Exchange:
         await self._send(message)
 
 
-def tell(record: Record) -> None:
-    """End, count and log a request. To be called on the event loop."""
+def finish_request(record: Record) -> None:
+    """End, count and log a request. Call it on the event loop."""
     record.end()
     metrics.note(record)
     log.log_request(record)

@@ -1,4 +1,4 @@
-"""How many clients may be connected: each takes a file and some memory, also while it asks for nothing."""
+"""How many clients may be connected, and how many bytes of each are kept. Whoever is over a limit evicts others."""
 
 import asyncio
 import fcntl
@@ -7,7 +7,11 @@ import resource
 import socket
 import sys
 import termios
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import Protocol
+
+from service.telemetry import metrics
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +30,78 @@ SEND_BUFFER = 8 * 2**10
 LARGE_SEND_BUFFER = 64 * 2**10
 FEW = 512  # clients that get the large one
 
-# Files left for all else. Without any, a pool whose connections broke could not open others.
+# Files left for everything else. Without them, a pool whose connections broke could not open others.
 RESERVED_FDS = 128
 
 EVICT_FRACTION = 20  # when full, evict the first 1/20 of the candidates, so that the scan is rare
+
+
+class Client(Protocol):
+    """A connection, as far as its limits are concerned."""
+
+    transport: asyncio.Transport
+    received: int  # bytes that are kept of what it sent
+    idle_since: float  # on the loop's clock
+
+    @property
+    def idle(self) -> bool:
+        """Whether the service waits for the client."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+class Clients:
+    """The clients of a worker. To be used on one event loop only."""
+
+    def __init__(self, limit: int = MAX_CLIENTS) -> None:
+        self._limit = limit
+        self._connected: set[Client] = set()
+        self._stalled: set[Client] = set()  # those that do not read their responses
+        self._received = 0  # bytes, of all
+
+    def __len__(self) -> int:
+        return len(self._connected)
+
+    def add(self, client: Client) -> None:
+        """Add a client; when there are too many, evict those that have been idle for longest."""
+        self._connected.add(client)
+        if len(self._connected) > self._limit:
+            self._evict((each for each in self._connected if each.idle), key=lambda each: each.idle_since)
+
+    def remove(self, client: Client) -> None:
+        """Forget a client. Removing it again does nothing."""
+        self._connected.discard(client)
+        self._stalled.discard(client)
+        self.resize(client, 0)
+
+    def resize(self, client: Client, received: int) -> None:
+        """Note how many bytes are kept of what a client sent; when all have too many, evict those that sent most."""
+        grows = received > client.received
+        self._received += received - client.received
+        client.received = received
+        if grows and self._received > MAX_RECEIVED:
+            self._evict((each for each in self._connected if each.received), key=lambda each: -each.received)
+
+    def stall(self, client: Client) -> None:
+        """Note that a client does not read; when too many bytes wait, evict those that have not read for longest."""
+        self._stalled.add(client)
+        while sum(each.transport.get_write_buffer_size() for each in self._stalled) > MAX_UNSENT:
+            self._evict_one(min(self._stalled, key=lambda each: each.idle_since))
+
+    def resume(self, client: Client) -> None:
+        """Note that a client reads again."""
+        self._stalled.discard(client)
+
+    def _evict(self, candidates: Iterable[Client], key: Callable[[Client], float]) -> None:
+        ordered = sorted(candidates, key=key)
+        for each in ordered[: 1 + len(ordered) // EVICT_FRACTION]:
+            self._evict_one(each)
+
+    def _evict_one(self, client: Client) -> None:
+        metrics.EVICTED.add()
+        self.remove(client)  # at once: its connection may take a moment to close
+        client.close()
 
 
 def max_clients(threads: int) -> int:

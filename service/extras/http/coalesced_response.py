@@ -1,4 +1,4 @@
-"""One request and its response, which leaves in one piece."""
+"""One request and its response, which is sent in one piece."""
 
 import asyncio
 import time
@@ -7,46 +7,58 @@ from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.extras.http.backoff import Backoff
+from service.web.arrival import Arrival
 
 LARGE = 65_536  # bytes of a response that are not copied: all clients of /docs share one copy of its scripts
 
 
 class _WriteBuffer:
-    """Holds back what is written, to send it in one piece."""
+    """Takes what a response writes in a `with` block, and sends it at its end."""
 
-    __slots__ = ("_parts", "_transport")
+    __slots__ = ("_parts", "_response", "_transport")
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
+    def __init__(self, response: RequestResponseCycle) -> None:
+        self._response = response
+        self._transport = response.transport
         self._parts: list[bytes] = []
+
+    def __enter__(self) -> None:
+        self._response.transport = self  # type: ignore[assignment] # as much of one as is used here
+
+    def __exit__(self, *_: object) -> None:
+        self._response.transport = self._transport
+        self._flush()
 
     def write(self, data: bytes) -> None:
         self._parts.append(data)
 
-    def flush(self) -> None:
-        if self._parts:  # to a client that has left nothing is written, and nothing can be
-            parts, self._parts = self._parts, []
-            if sum(map(len, parts)) > LARGE:
-                self._transport.writelines(parts)
-            else:
-                self._transport.write(b"".join(parts))
-
     def close(self) -> None:
-        """Send what there is; the protocol closes, as it knows whether the client is still sending."""
-        self.flush()
+        """Send what there is. The protocol closes: it knows whether the client is still sending."""
+        self._flush()
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()
 
+    def _flush(self) -> None:
+        parts, self._parts = self._parts, []
+        if sum(map(len, parts)) > LARGE:
+            self._transport.writelines(parts)
+        elif parts:  # nothing is written for a client that has left, and nothing can be
+            self._transport.write(b"".join(parts))
+
 
 class CoalescedResponse(RequestResponseCycle):
-    """Holds the head back until the body comes: sent one by one they cost a tenth of a request."""
+    """Keeps the head until the body comes: sent one by one they cost a tenth of a request.
 
+    So an application that fails between the two is answered 500, and not with half a response.
+    """
+
+    arrival: Arrival
+    backoff: Backoff  # of responses that took no thread
     status = 0
     sent_bytes = 0
-    backoff: Backoff | None = None  # of responses for which no thread was taken
     _start: ASGISendEvent | None = None
-    _held: asyncio.Event | None = None  # the turn of a response that is held back
+    _resumed: asyncio.Event | None = None  # while the response waits in the back-off
 
     async def send(self, message: ASGISendEvent) -> None:
         """Take a part of the response from the application."""
@@ -61,26 +73,19 @@ class CoalescedResponse(RequestResponseCycle):
         self.sent_bytes = len(message.get("body", b""))  # type: ignore[arg-type] # the only type of message that follows
         if not self.keep_alive:
             await self._back_off()
-        transport = self.transport
-        buffer = _WriteBuffer(transport)
-        self.transport = buffer  # type: ignore[assignment] # as much of one as is asked for here
-        try:
+        with _WriteBuffer(self):
             await super().send(start)
             await super().send(message)
-        finally:
-            self.transport = transport
-            buffer.flush()
 
     def release(self) -> None:
-        """Hold back nothing any more: the client has left, or the service ends."""
-        if self.backoff and self._held:
-            self.backoff.cancel(self._held.set)
-            self._held.set()
+        """Send at once a response that waits: the client has left, or the service stops."""
+        if self._resumed:
+            self.backoff.cancel(self._resumed.set)
+            self._resumed.set()
 
     async def _back_off(self) -> None:
-        """Hold back the last response on its connection: when it has it, the client is free to connect again."""
-        admitted = self.scope["arrival"].admitted  # type: ignore[typeddict-item] # put there by protocol.py
-        if self.backoff and not admitted and not self.disconnected:
-            self._held = asyncio.Event()
-            if self.backoff.enter(self._held.set, answered_at=time.monotonic()):
-                await self._held.wait()
+        """Delay the last response on a connection: when the client has it, it is free to connect again."""
+        if not self.arrival.admitted and not self.disconnected:
+            self._resumed = asyncio.Event()
+            if self.backoff.enter(self._resumed.set, answered_at=time.monotonic()):
+                await self._resumed.wait()
