@@ -26,9 +26,9 @@ FULL = {
 
 
 @contextmanager
-def filled(database: TestDatabase) -> Iterator[Service]:
-    """Have a service whose only place is taken while the block runs."""
-    with Service({**database.environment, **FULL}) as service, ThreadPoolExecutor(1) as holder:
+def filled(database: TestDatabase, **settings: str) -> Iterator[Service]:
+    """Run a service whose only thread is held while the block runs; there is no queue unless `settings` have one."""
+    with Service({**database.environment, **FULL, **settings}) as service, ThreadPoolExecutor(1) as holder:
         with locked(database):
             held = holder.submit(service.client.get, "/users", timeout=120)
             until(lambda: waiting(database) == 1, "its place is taken")
