@@ -1,12 +1,23 @@
 """The real things every test stands on: one PostgreSQL for the run, one database and one service for each module."""
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 
 import httpx
 import pytest
 
 from tests.postgres import Cluster, TestDatabase, installed
 from tests.process import Service
+
+# The API without service/extras/http/.
+STOCK_UVICORN = (sys.executable, "-m", "uvicorn", "--factory", "service.app:create_app", "--port", "0")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--server", choices=["service", "uvicorn"], default="service",
+        help="what serves the shared `service`: python -m service serve, or stock uvicorn",
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -22,10 +33,16 @@ def database(cluster: Cluster) -> TestDatabase:
     return cluster.create_database()
 
 
+@pytest.fixture(scope="session")
+def argv(request: pytest.FixtureRequest) -> Sequence[str]:
+    """The command line of the shared service; empty for `python -m service serve`."""
+    return STOCK_UVICORN if request.config.getoption("--server") == "uvicorn" else ()
+
+
 @pytest.fixture(scope="module")
-def service(database: TestDatabase) -> Iterator[Service]:
+def service(database: TestDatabase, argv: Sequence[str]) -> Iterator[Service]:
     """The service over that database."""
-    with Service(database.environment) as service:
+    with Service(database.environment, argv=argv) as service:
         yield service
 
 

@@ -1,4 +1,4 @@
-"""What the server and the application tell each other about one request."""
+"""What the server and the application share about one request."""
 
 import time
 from collections.abc import Callable
@@ -10,13 +10,15 @@ from service.web.problems import Problem
 
 @dataclass(slots=True)
 class Arrival:
-    """In a request's scope as `arrival`: put there by protocol.py, or by the middleware under another server."""
+    """In a request's scope as `arrival`: set by extras/http/protocol.py, or by the middleware under another server."""
 
     received_at: float = field(default_factory=time.monotonic)
     disconnected: Callable[[], bool] = lambda: False  # whether the client has left
     permit: Permit | None = None  # acquired by the server; released before the response is sent
-    yields: bool = False  # a log-in failed on this connection: it comes after others that hash
+    yields: bool = False  # a log-in failed on this connection: its next one waits behind all others that hash
 
+    # Set by the application.
     admitted: bool = False  # the endpoint was run
-    hashes: bool = False  # it hashed a password
-    rejected: Problem | None = None  # with which the server has answered, as the body could not be parsed
+    hashes: bool = False  # the request hashes a password
+
+    rejected: Problem | None = None  # what the server has answered, as the body could not be parsed

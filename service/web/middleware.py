@@ -1,7 +1,7 @@
 """What happens to every request, whatever its path: one plain ASGI middleware, outermost.
 
-It names the request, accepts a trailing slash, lets GET answer HEAD, limits the body, and counts and logs what
-became of it. A second one, innermost, answers for a bug.
+It names the request, accepts a trailing slash, lets GET answer HEAD, limits the body, and counts and logs the
+outcome. A second one, innermost, answers for a bug.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from service.web.problems import MALFORMED_REQUEST, STOPPING, Table, find, rende
 
 logger = logging.getLogger(__name__)
 
-# What a client may call its request: enough for a UUID or a trace id, nothing that could forge a log line.
+# An X-Request-ID that is used: enough for a UUID or a trace id, nothing that could forge a log line.
 SANE_ID = re.compile(rb"[A-Za-z0-9._:+/=@-]{1,128}")
 
 
@@ -42,7 +42,7 @@ class RequestMiddleware:
         RECORD.set(record)
         routed = _routable(scope)
         try:
-            if exchange.lost_its_body:
+            if exchange.ambiguous:
                 await render(MALFORMED_REQUEST)(scope, exchange.receive, exchange.send)
             else:
                 await self.app(routed, exchange.receive, exchange.send)
@@ -56,7 +56,7 @@ class RequestMiddleware:
 
 
 class BugMiddleware:
-    """Logs an exception that nobody expected and answers for it, inside CORS, so that a web page can read it."""
+    """Logs an unexpected exception and answers 500, inside CORS, so that a web page can read it."""
 
     def __init__(self, app: ASGIApp, *, table: Table) -> None:
         """Answer from the row of Exception in `table`."""
@@ -75,7 +75,7 @@ class BugMiddleware:
         try:
             await self.app(scope, receive, noted)
         except ClientDisconnect:
-            pass  # nobody is there to be answered
+            pass  # nobody reads a response
         except asyncio.CancelledError:  # by the server, when the time for a graceful shutdown is over
             if not started:
                 await render(STOPPING)(scope, receive, send)
@@ -87,7 +87,7 @@ class BugMiddleware:
 
 
 class _Exchange:
-    """One request and its answer, as they pass."""
+    """One request and its response."""
 
     __slots__ = (
         "_declared",
@@ -95,8 +95,8 @@ class _Exchange:
         "_receive",
         "_received",
         "_send",
+        "ambiguous",
         "arrival",
-        "lost_its_body",
         "record",
     )
 
@@ -110,16 +110,16 @@ class _Exchange:
             self.arrival.received_at,
         )
         self._declared = int(headers.get(b"content-length", 0))
-        # httptools takes what comes behind a head that asks for an upgrade, as curl --http2 does, for no body but,
-        # when it comes in a packet of its own, for the next request: one in which a stranger may have written.
-        self.lost_its_body = b"upgrade" in headers and (self._declared > 0 or b"transfer-encoding" in headers)
+        # After a head with Upgrade, as curl --http2 sends it, httptools takes the body for the next request when it
+        # comes in a packet of its own: one that a stranger may have written. extras/http/ drops the header field.
+        self.ambiguous = b"upgrade" in headers and (self._declared > 0 or b"transfer-encoding" in headers)
         self._received = 0
         self._limit = limit
         self._receive = receive
         self._send = send
 
     def release_permit(self) -> None:
-        """Release what the server acquired, when no endpoint has done so."""
+        """Release the permit that the server acquired, unless the endpoint has done so."""
         if permit := self.arrival.permit:
             permit.release()
 
@@ -148,7 +148,7 @@ def finish_request(record: Record) -> None:
 
 
 def request_id(given: bytes) -> str:
-    """Return what a request is called: what its client calls it, or else a name of ours."""
+    """Return the client's id for a request if it is sane, or else a new one."""
     return given.decode() if SANE_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
 
 
