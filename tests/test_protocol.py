@@ -166,8 +166,8 @@ def test_a_connection_whose_request_takes_long_is_not_idle(impatient: Service, d
 
 def test_an_answer_that_breaks_off_before_its_body_is_an_error_and_no_silence() -> None:
     uvicorn = f"-m uvicorn tests.broken_response:app --port 0 --http {PROTOCOL}"
-    with Service({}, argv=[sys.executable, *uvicorn.split()]) as half:
-        assert exchange(half.url, "GET / HTTP/1.1").status_code == 500
+    with Service({}, argv=[sys.executable, *uvicorn.split()]) as service:
+        assert exchange(service.url, "GET / HTTP/1.1").status_code == 500
 
 
 def test_requests_that_come_behind_one_that_waits_unread_are_answered_in_their_order(database: TestDatabase) -> None:

@@ -1,4 +1,4 @@
-"""A crowd of clients: each sends one request at a time over a connection of its own, and does as Retry-After says."""
+"""Many clients: each sends one request at a time over its own connection, and obeys Retry-After."""
 
 import asyncio
 import random
@@ -17,8 +17,8 @@ AGAIN = 1.0  # seconds, as Retry-After says; then as much again at random, so th
 
 
 @dataclass
-class Crowd:
-    """What its clients got: the seconds that each answer took, by status."""
+class Load:
+    """What the clients received: the seconds that each answer took, by status."""
 
     answers: dict[int, list[float]] = field(default_factory=dict)
     alive: list[float] = field(default_factory=list)  # seconds that /livez took, meanwhile
@@ -33,27 +33,27 @@ def quantile(values: list[float], share: float) -> float:
 
 
 def goodput(url: str, size: int, seconds: int) -> float:
-    """Return the answers of 200 per second that such a crowd gets when it costs next to nothing itself.
+    """Return the answers of 200 per second that `size` clients of wrk get, which cost next to nothing themselves.
 
-    These clients are wrk's: those below, in Python, take a part of the cores and of their caches that grows with them.
+    The clients below, in Python, take a part of the cores and of their caches that grows with their number.
     """
     argv = ["wrk", "--threads=1", f"--connections={size}", f"--duration={seconds}", "--timeout=10"]
-    script = f"--script={Path(__file__).with_name('crowd.lua')}"
-    told = subprocess.run([*argv, script, url, "--", str(USERS)], check=True, capture_output=True, text=True).stdout
-    found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+)", told)
-    assert found, told
+    script = f"--script={Path(__file__).with_name('load_clients.lua')}"
+    output = subprocess.run([*argv, script, url, "--", str(USERS)], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+)", output)
+    assert found, output
     answers, refused, microseconds, broken = map(int, found.groups())
-    assert not broken, told
+    assert not broken, output
     return (answers - refused) / microseconds * 1e6
 
 
-def crowd(url: str, size: int, seconds: float) -> Crowd:
-    """Let `size` clients come within two seconds, then count for `seconds`."""
-    return uvloop.run(_crowd(url, size, seconds))
+def load(url: str, size: int, seconds: float) -> Load:
+    """Start `size` clients within two seconds, then count for `seconds`."""
+    return uvloop.run(_load(url, size, seconds))
 
 
-async def _crowd(url: str, size: int, seconds: float) -> Crowd:
-    found = Crowd(seconds=seconds)
+async def _load(url: str, size: int, seconds: float) -> Load:
+    found = Load(seconds=seconds)
     loop = asyncio.get_running_loop()
     ramp = 2.0
     counted = loop.time() + ramp
@@ -73,17 +73,17 @@ async def _crowd(url: str, size: int, seconds: float) -> Crowd:
     lost = sum(client.gone.is_set() for client in clients)
     assert not lost, f"{lost} connections were closed by the service"
     for client in (*clients, probe):
-        client.leave()
+        client.close()
     await asyncio.gather(*(client.gone.wait() for client in (*clients, probe)))
     return found
 
 
-def newcomers(url: str, rate: float, seconds: float) -> list[float]:
-    """Let `rate` clients come per second, with one request each; return how long each took, its connecting included."""
-    return uvloop.run(_newcomers(url, rate, seconds))
+def new_clients(url: str, rate: float, seconds: float) -> list[float]:
+    """Connect `rate` clients per second, with one request each; return the seconds that each took to be answered."""
+    return uvloop.run(_new_clients(url, rate, seconds))
 
 
-async def _newcomers(url: str, rate: float, seconds: float) -> list[float]:
+async def _new_clients(url: str, rate: float, seconds: float) -> list[float]:
     loop = asyncio.get_running_loop()
 
     async def come(after: float) -> float:
@@ -92,7 +92,7 @@ async def _newcomers(url: str, rate: float, seconds: float) -> list[float]:
         client = await _connected(url, _Client({}, loop.time(), once=True))
         client.send()
         await client.answered.wait()
-        client.leave()
+        client.close()
         return time.perf_counter() - began
 
     return await asyncio.gather(*(come(number / rate) for number in range(int(rate * seconds))))
@@ -105,7 +105,7 @@ async def _connected(url: str, client: "_Client") -> "_Client":
 
 
 class _Client(asyncio.Protocol):
-    """One of the crowd. Its answers are small: what comes is the end of one exactly when it ends with a newline."""
+    """One client. Its answers are small: what comes is the end of one exactly when it ends with a newline."""
 
     def __init__(
         self, answers: dict[int, list[float]], counted: float, path: bytes = b"", *, once: bool = False
@@ -115,7 +115,7 @@ class _Client(asyncio.Protocol):
         self._path = path
         self._once = once
         self._received = b""
-        self._left = False
+        self._closed = False
         self.answered = asyncio.Event()
         self.gone = asyncio.Event()
 
@@ -124,10 +124,10 @@ class _Client(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
 
     def send(self) -> None:
-        if not self._left:
+        if not self._closed:
             path = self._path or b"/users/%d" % random.randint(1, USERS)
             self._began = time.perf_counter()
-            self._transport.write(b"GET " + path + b" HTTP/1.1\r\nHost: crowd\r\n\r\n")
+            self._transport.write(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -148,6 +148,6 @@ class _Client(asyncio.Protocol):
         del exc
         self.gone.set()
 
-    def leave(self) -> None:
-        self._left = True
+    def close(self) -> None:
+        self._closed = True
         self._transport.close()

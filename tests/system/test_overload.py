@@ -9,7 +9,7 @@ from tests.faults.sessions import OURS
 from tests.polling import until
 from tests.postgres import TestDatabase
 from tests.process import Service
-from tests.system.load_clients import USERS, Crowd, crowd, goodput, newcomers, quantile
+from tests.system.load_clients import USERS, Load, goodput, load, new_clients, quantile
 
 MANY = 1000
 THREADS = 8
@@ -52,25 +52,25 @@ def test_a_thousand_connections_at_once_are_served_or_refused_and_nobody_waits_f
     with Service({**database.environment, **SHORT_QUEUE}) as service:
         with database.connect() as conn:
             conn.execute(FILL)
-        crowd(service.url, 64, 2)  # to warm up
+        load(service.url, 64, 2)  # to warm up
         peaks: list[float] = []
         goods: list[float] = []
-        overloads: list[Crowd] = []
+        overloads: list[Load] = []
         with counted(database) as counts:
             for _ in range(ROUNDS):
                 peaks.append(max(goodput(service.url, few, 3) for few in FEW))
                 goods.append(goodput(service.url, MANY, 10))
-                overloads.append(crowd(service.url, MANY, 10))
-        unloaded = crowd(service.url, 1, 2)
+                overloads.append(load(service.url, MANY, 10))
+        unloaded = load(service.url, 1, 2)
         assert " 500 " not in service.log
 
     ratio = quantile([good / peak for good, peak in zip(goods, peaks, strict=True)], 0.5)
-    answered = {status for load in overloads for status in load.answers}
-    refused = quantile([seconds for load in overloads for seconds in load.answers[503]], 0.99)
-    accepted = quantile([seconds for load in overloads for seconds in load.answers[200]], 0.99)
-    alive = quantile([seconds for load in overloads for seconds in load.alive], 0.99)
+    answered = {status for each in overloads for status in each.answers}
+    refused = quantile([seconds for each in overloads for seconds in each.answers[503]], 0.99)
+    accepted = quantile([seconds for each in overloads for seconds in each.answers[200]], 0.99)
+    alive = quantile([seconds for each in overloads for seconds in each.alive], 0.99)
     alone = unloaded.quantile(200, 0.99)
-    refusals = sum(len(load.answers[503]) for load in overloads)
+    refusals = sum(len(each.answers[503]) for each in overloads)
     tell(
         f"{MANY} connections, {THREADS} threads: goodput {ratio:.2f} of the peak"
         f" ({[round(good) for good in goods]} of {[round(peak) for peak in peaks]} a second),"
@@ -93,7 +93,7 @@ def test_new_clients_are_answered_at_once_beside_a_crowd_that_fills_the_queue(
             conn.execute(FILL)
         busy = elsewhere.submit(goodput, service.url, MANY, 7)
         until(lambda: " 503 " in service.log, "the queue is full")
-        waited = newcomers(service.url, NEW, 4)
+        waited = new_clients(service.url, NEW, 4)
         assert busy.result() > 0
         assert " 500 " not in service.log
     tell(

@@ -28,7 +28,7 @@ MAX_UNSENT = 64 * 2**20
 RECEIVE_BUFFER = 8 * 2**10
 SEND_BUFFER = 8 * 2**10
 LARGE_SEND_BUFFER = 64 * 2**10
-FEW = 512  # clients that get the large one
+MAX_LARGE_BUFFERS = 512  # clients
 
 # Files left for everything else. Without them, a pool whose connections broke could not open others.
 RESERVED_FDS = 128
@@ -60,12 +60,11 @@ class Clients:
         self._stalled: set[Client] = set()  # those that do not read their responses
         self._received = 0  # bytes, of all
 
-    def __len__(self) -> int:
-        return len(self._connected)
-
     def add(self, client: Client) -> None:
         """Add a client; when there are too many, evict those that have been idle for longest."""
         self._connected.add(client)
+        if len(self._connected) <= MAX_LARGE_BUFFERS:
+            enlarge_send_buffer(client.transport)
         if len(self._connected) > self._limit:
             self._evict((each for each in self._connected if each.idle), key=lambda each: each.idle_since)
 

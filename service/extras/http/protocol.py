@@ -18,8 +18,8 @@ import httptools
 from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.extras.http import clients
 from service.extras.http.backoff import Backoff
+from service.extras.http.clients import unsent_bytes
 from service.extras.http.coalesced_response import CoalescedResponse
 from service.extras.http.early_queue import HOST
 from service.extras.http.framing import CHUNKED, CHUNKED_SLICE, Framing, HeadTooLarge, Malformed, without_upgrade
@@ -43,8 +43,8 @@ RECEIVED_UNIT = 2048
 SENT_UNIT = 16_384
 CHUNKS_UNIT = 64
 
-# A request that needs more than so many bytes, or packets, takes its time from the others: see `_back_off`.
-MAX_UNCHARGED = 8192  # few here have more than 500
+# A request of more bytes, or in more packets, has to wait for its share of the event loop: see `_back_off`.
+MAX_UNCHARGED = 8192  # few requests here have more than 500
 MAX_PACKETS = 64
 
 
@@ -108,8 +108,6 @@ class Protocol(HttpToolsProtocol):
         if self._state.reconnect.in_debt:  # to clients that connect again instead of waiting
             self._charge = Charge(self._state.reconnect, 0.0, time.monotonic())
         self._state.clients.add(self)
-        if len(self._state.clients) <= clients.FEW:
-            clients.enlarge_send_buffer(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End what is in progress; what came behind it is not carried out."""
@@ -389,7 +387,7 @@ class Protocol(HttpToolsProtocol):
     def _check_keep_alive(self) -> None:
         """Close a connection that is idle for long. One timer for all its requests: one for each cost 3 %."""
         now = self.loop.time()
-        unsent, self._unsent = self._unsent, clients.unsent_bytes(self.transport)
+        unsent, self._unsent = self._unsent, unsent_bytes(self.transport)
         if not self.idle or self._unsent != unsent:  # the service is at work, or the client reads its response
             self.idle_since = now
         left = self.idle_since + self.timeout_keep_alive - now
