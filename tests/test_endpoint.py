@@ -51,4 +51,4 @@ def test_an_endpoint_must_be_a_plain_def(resources: Resources) -> None:
 def resources() -> Resources:
     workers = Workers(1)
     admission = Admission(1, backlog=0, name="threads", queue_length=1, queue_wait=1)
-    return Resources(workers, admission, admission, hashes=lambda _: False, deadline=1)
+    return Resources(workers, admission, admission, deadline=1)

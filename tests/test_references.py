@@ -7,7 +7,7 @@ import pytest
 
 from service.database.pool import PooledConnection
 from service.users.errors import UserReferenced
-from service.users.queries import delete_user, references
+from service.users.queries import delete_user, raise_user_referenced
 from tests.postgres import Cluster, TestDatabase, installed
 from tests.problems import is_problem
 from tests.process import Service
@@ -65,7 +65,7 @@ def test_a_user_who_is_needed_stays_where_the_commit_comes_later(
     with (
         PooledConnection.connect(database.conninfo, autocommit=True) as conn,
         pytest.raises(UserReferenced),
-        references(),
+        raise_user_referenced(),
         conn.transaction(),
     ):
         delete_user(conn, user["id"])

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from service.web.problems import json_response
+from service.web.responses import json_response
 
 ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",

@@ -47,7 +47,6 @@ class Resources:
     workers: Workers
     queue: Admission  # before the threads
     hashing: Admission  # before that, of sign-ups and log-ins: they never keep a thread from a read
-    hashes: Callable[[Any], bool]  # whether a request with this body is one of these
     deadline: float  # seconds from the end of a request's body to its response
 
 
@@ -73,7 +72,7 @@ class Endpoint:
         self._workers = resources.workers
         self._queue = resources.queue
         self._hashing = resources.hashing
-        self._hashes = resources.hashes
+        self._hashes: Callable[[Any], bool] | None = getattr(route.endpoint, "hashes", None)
         self._deadline = resources.deadline
         d = route.dependant
         self._solves = any(
@@ -99,7 +98,7 @@ class Endpoint:
         DEADLINE.set(received_at + self._deadline)
         arguments = await self._arguments(Request(scope, receive), body)  # 422; nothing is held yet
 
-        if self._hashes(body):
+        if self._hashes and self._hashes(body):
             arrival.hashes = True
             until = received_at + self._hashing.wait
             with await _acquire(self._hashing, until, arrival) as permit:  # 503
