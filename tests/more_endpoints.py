@@ -53,6 +53,10 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:
     def echo(value: Session) -> Session:
         return value
 
+    @router.post("/secret", status_code=204)
+    def keep(_secret: dict[str, str]) -> Response:
+        return Response(status_code=204)
+
     return router
 
 
