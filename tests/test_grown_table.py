@@ -102,8 +102,8 @@ LACKING = {
     ),
     'ALTER TABLE "user" ALTER id DROP IDENTITY': "sequence of id",
     'ALTER TABLE "user" ALTER id SET GENERATED ALWAYS': "column id bigint",
-    'ALTER TABLE "user" DROP CONSTRAINT user_pkey': "unique index user_pkey on id",
-    'ALTER TABLE "user" DROP CONSTRAINT user_pkey, ADD CONSTRAINT user_pkey PRIMARY KEY (id) DEFERRABLE': (
+    'ALTER TABLE "user" DROP CONSTRAINT user_pkey CASCADE': "unique index user_pkey on id",
+    'ALTER TABLE "user" DROP CONSTRAINT user_pkey CASCADE, ADD CONSTRAINT user_pkey PRIMARY KEY (id) DEFERRABLE': (
         "unique index user_pkey on id"
     ),
     'DROP INDEX user_email_lower_key; CREATE INDEX user_email_lower_key ON "user" (lower(email))': (
