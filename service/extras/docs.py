@@ -1,4 +1,4 @@
-"""/docs, /redoc and /openapi.json, which need no internet access: their scripts come from a package."""
+"""/docs, /redoc and /openapi.json. They need no internet access: the scripts come from a package."""
 
 import importlib.util
 from functools import cache
@@ -48,7 +48,7 @@ PROBLEM_SCHEMA = {
 
 
 def routes(app: FastAPI) -> APIRouter:
-    """Return the documentation of `app`: call it when `app` has all its other routes."""
+    """Return the routes of the documentation. The OpenAPI document is made from `app.routes` at the first request."""
     router = APIRouter(include_in_schema=False)
 
     @cache
