@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -28,15 +28,15 @@ from service.extras.log_writer import WRITER
 from service.settings import Settings
 from service.startup import Startup
 from service.telemetry import log, metrics
-from service.users import routes as users
-from service.users.errors import USER_PROBLEMS
 from service.users.passwords import HASHES_PER_SECOND, cores
+from service.users.routes import USERS
 from service.web import health
 from service.web.admission import Admission
 from service.web.endpoint import Resources, endpoint_route
 from service.web.health import Readiness
 from service.web.middleware import BugMiddleware, RequestMiddleware
 from service.web.problems import PROBLEMS, install
+from service.web.resource import Resource
 from service.web.waiting_line import expiring
 from service.web.workers import BACKLOG, Workers
 
@@ -46,11 +46,13 @@ logger = logging.getLogger(__name__)
 # With 20 and 20, memory grew by 0.7 MB in each 10,000 requests of the soak test, as the largest pass hardly ever came.
 GARBAGE = (10_000, 5, 5)
 
-UPGRADES = (upgrade.UPGRADE,)  # another resource: one more here
+RESOURCES = (USERS,)  # add another resource here
+
+UPGRADES = (upgrade.UPGRADE,)
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Return the service, ready to be started by an ASGI server; it connects when it is."""
+def create_app(settings: Settings | None = None, *, resources: Sequence[Resource] = RESOURCES) -> FastAPI:
+    """Return the service with `resources`, ready to be started by an ASGI server; it connects when it is."""
     settings = settings or _settings_or_exit()
     quota = LogQuota()
     log.configure(settings.log_format, WRITER.write, quota.is_logged)
@@ -105,7 +107,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,  # web/middleware.py answers both forms
         telemetry=tracing.CONFIGURATION,
     )
-    table = {**PROBLEMS, **USER_PROBLEMS}
+    table = dict(PROBLEMS)
+    for resource in resources:
+        table.update(resource.problems)
     install(app, table)
     app.add_middleware(BugMiddleware, table=table)  # innermost; the last one added is outermost
     if settings.allowed_origins:
@@ -114,9 +118,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestMiddleware, max_body_size=settings.max_body_size)
 
     route_class = endpoint_route(Resources(workers, queue, hashing, settings.request_deadline))
+    links = {resource.path.strip("/"): resource.path for resource in resources}
     for router in (
-        users.routes(database, route_class),  # another resource: one more line here
-        health.routes(readiness, workers, database),
+        *(resource.routes(database, route_class) for resource in resources),
+        health.routes(readiness, workers, database, message=app.description, links=links),
         admin.routes(settings),
         docs.routes(app),
     ):

@@ -8,25 +8,24 @@ from fastapi.routing import APIRoute
 from service import app
 from service.database.connection import PooledConnection
 from service.database.pool import Database
-from service.users import routes as users
+from service.web.resource import Resource
 
 forgotten: list[AbstractContextManager[PooledConnection]] = []
 
 
+def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:
+    """Return that endpoint."""
+    router = APIRouter(route_class=route_class)
+
+    @router.get("/forget")
+    def forget() -> Response:
+        forgotten.append(database.connection())
+        forgotten[-1].__enter__().execute("SELECT 1")
+        return Response()
+
+    return router
+
+
 def create_app() -> FastAPI:
     """Return it; to be started by uvicorn as a factory."""
-    usual = users.routes
-
-    def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:
-        router = usual(database, route_class)
-
-        @router.get("/forget")
-        def forget() -> Response:
-            forgotten.append(database.connection())
-            forgotten[-1].__enter__().execute("SELECT 1")
-            return Response()
-
-        return router
-
-    users.routes = routes
-    return app.create_app()
+    return app.create_app(resources=[*app.RESOURCES, Resource("/forget", routes, {})])

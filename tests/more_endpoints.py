@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from service import app
 from service.database.pool import Database
-from service.users import routes as users
+from service.web.resource import Resource
 
 ended: list[str] = []
 
@@ -22,41 +22,44 @@ class Session(BaseModel):
     agent: str
 
 
-def current_user(authorization: Annotated[str, Header()]) -> str:
-    """Return who asks."""
+async def current_user(authorization: Annotated[str, Header()]) -> str:
+    """Return who asks. It runs on the event loop, so it must not wait for anything."""
     if not authorization.startswith("Bearer "):
         raise HTTPException(404)
     return authorization.removeprefix("Bearer ")
 
 
 def session(user: Annotated[str, Depends(current_user)]) -> Iterator[str]:
-    """Note when it has ended."""
+    """Note when it has ended. A plain `def`: FastAPI runs it on the one spare thread, before admission."""
     yield user
     ended.append(user)
 
 
+def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:
+    """Return routes with a dependency, a header, and values in place of responses."""
+    router = APIRouter(route_class=route_class)
+
+    @router.get("/session", response_model=Session)
+    def read_session(name: Annotated[str, Depends(session)], request: Request) -> dict[str, str]:
+        with database.connection() as conn:
+            conn.execute("SELECT 1")
+        return {"name": name, "agent": request.headers["User-Agent"], "secret": "is not shown"}
+
+    @router.get("/ended")
+    def read_ended() -> Response:
+        return Response(",".join(ended))
+
+    @router.post("/echo", status_code=201)
+    def echo(value: Session) -> Session:
+        return value
+
+    @router.post("/secret", status_code=204)
+    def keep(_secret: dict[str, str]) -> Response:
+        return Response(status_code=204)
+
+    return router
+
+
 def create_app() -> FastAPI:
-    """Return it; to be started by uvicorn as a factory."""
-    usual = users.routes
-
-    def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:
-        router = usual(database, route_class)
-
-        @router.get("/session", response_model=Session)
-        def read_session(name: Annotated[str, Depends(session)], request: Request) -> dict[str, str]:
-            with database.connection() as conn:
-                conn.execute("SELECT 1")
-            return {"name": name, "agent": request.headers["User-Agent"], "secret": "is not shown"}
-
-        @router.get("/ended")
-        def read_ended() -> Response:
-            return Response(",".join(ended))
-
-        @router.post("/echo", status_code=201)
-        def echo(value: Session) -> Session:
-            return value
-
-        return router
-
-    users.routes = routes
-    return app.create_app()
+    """Return the service; uvicorn calls this factory."""
+    return app.create_app(resources=[*app.RESOURCES, Resource("/session", routes, {})])

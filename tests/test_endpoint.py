@@ -13,6 +13,8 @@ from tests.polling import until
 from tests.postgres import TestDatabase
 from tests.problems import is_problem
 from tests.process import Service
+from tests.scrape import counted
+from tests.users import create
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,19 @@ def test_what_a_dependency_refuses_is_a_problem(client: httpx.Client) -> None:
 def test_a_value_becomes_the_response_that_the_route_declares(client: httpx.Client) -> None:
     answer = client.post("/echo", json={"name": "ada", "agent": "test"})
     assert (answer.status_code, answer.json()) == (201, {"name": "ada", "agent": "test"})
+
+
+def test_only_a_marked_endpoint_waits_for_a_core_to_hash_on(service: Service) -> None:
+    def waited() -> float:
+        return counted(service, "admission_queue_wait_seconds_count", queue="hashing")
+
+    assert service.client.post("/secret", json={"password": "correct horse"}).status_code == 204
+    user = create(service.client)
+    until(lambda: waited() == 1, "the sign-up is counted")
+    path = f"/users/{user['id']}"
+    assert service.client.patch(path, json={"fname": "Grace"}).status_code == 200
+    assert service.client.patch(path, json={"password": "another horse"}).status_code == 200
+    until(lambda: waited() == 2, "the new password is counted")
 
 
 def test_an_endpoint_must_be_a_plain_def(resources: Resources) -> None:

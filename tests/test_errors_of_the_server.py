@@ -8,7 +8,7 @@ import httpx
 import pytest
 from psycopg import OperationalError
 
-from service.users.passwords import NOBODY
+from service.users.passwords import DUMMY_HASH
 from tests.polling import until
 from tests.postgres import Cluster, TestDatabase
 from tests.problems import is_problem
@@ -140,7 +140,7 @@ def test_a_password_that_takes_too_long_to_check_is_given_up_at_the_deadline(
 ) -> None:
     """Its hash may be a costly one from elsewhere; or all cores are busy, and hashing stands back."""
     user = create(impatient.client, fname="Costly")
-    costly = NOBODY.replace("t=2,", "t=400,")  # 4 s of a core
+    costly = DUMMY_HASH.replace("t=2,", "t=400,")  # 4 s of a core
     with database.connect() as conn:
         conn.execute('UPDATE "user" SET password_hash = %s WHERE id = %s', (costly, user["id"]))
     credentials = {"email": user["email"], "password": "correct horse"}

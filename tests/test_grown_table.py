@@ -102,8 +102,8 @@ LACKING = {
     ),
     'ALTER TABLE "user" ALTER id DROP IDENTITY': "sequence of id",
     'ALTER TABLE "user" ALTER id SET GENERATED ALWAYS': "column id bigint",
-    'ALTER TABLE "user" DROP CONSTRAINT user_pkey': "unique index user_pkey on id",
-    'ALTER TABLE "user" DROP CONSTRAINT user_pkey, ADD CONSTRAINT user_pkey PRIMARY KEY (id) DEFERRABLE': (
+    'ALTER TABLE "user" DROP CONSTRAINT user_pkey CASCADE': "unique index user_pkey on id",
+    'ALTER TABLE "user" DROP CONSTRAINT user_pkey CASCADE, ADD CONSTRAINT user_pkey PRIMARY KEY (id) DEFERRABLE': (
         "unique index user_pkey on id"
     ),
     'DROP INDEX user_email_lower_key; CREATE INDEX user_email_lower_key ON "user" (lower(email))': (
@@ -118,7 +118,7 @@ LACKING = {
     'ALTER TABLE "user" RENAME TO people; CREATE VIEW "user" AS SELECT xmin, ctid, * FROM people': (
         "sequence of id, unique index user_pkey on id, unique index user_email_lower_key on lower(email)"
     ),
-    'CREATE TABLE parted (LIKE "user", PRIMARY KEY (id)) PARTITION BY HASH (id); DROP TABLE "user";'
+    'CREATE TABLE parted (LIKE "user", PRIMARY KEY (id)) PARTITION BY HASH (id); DROP TABLE "user" CASCADE;'
     ' ALTER TABLE parted RENAME TO "user"': (
         "sequence of id, unique index user_pkey on id, unique index user_email_lower_key on lower(email)"
     ),
@@ -307,7 +307,7 @@ def test_a_table_that_is_dropped_and_made_again_is_an_outage_until_then(prepared
     with Service(prepared.environment) as service, prepared.connect() as conn:
         for _ in range(8):
             serves(service.client)
-        conn.execute('DROP TABLE "user"')
+        conn.execute('DROP TABLE "user" CASCADE')
         for method, path, body in [("GET", "/users", None), ("GET", "/users/1", None), ("POST", "/users", new_user())]:
             response = service.client.request(method, path, json=body)
             refused(service, response, 'relation "public.user" does not exist')

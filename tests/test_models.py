@@ -124,7 +124,7 @@ def test_a_name_that_the_contract_takes_is_taken_however_it_is_composed(pieces: 
 def test_no_character_is_longer_than_the_limit_before_normalisation_allows() -> None:
     characters = [chr(number) for number in range(sys.maxunicode + 1)]
     longest = max(len(unicodedata.normalize("NFD", character)) for character in characters)
-    assert longest * models.LONGEST_NAME == models.LONGEST_RAW_NAME
+    assert longest * models.MAX_NAME == models.MAX_RAW_NAME
     # What is trimmed before is trimmed after it.
     for character in characters:
         assert character.isspace() == unicodedata.normalize("NFC", character).isspace()

@@ -1,10 +1,13 @@
 import os
 import re
 import subprocess
+from pathlib import Path
 
+import pytest
+
+from service.app import RESOURCES
 from service.extras.admin.routes import OPERATOR_ONLY, WRONG_KEY
 from service.settings import Settings
-from service.users.errors import USER_PROBLEMS
 from service.web.health import NOT_READY
 from service.web.problems import CORS_REFUSED, HEAD_TOO_LARGE, MALFORMED_REQUEST, PROBLEMS, STOPPING
 from tests.process import CHECKOUT, Service
@@ -59,7 +62,7 @@ def test_the_readme_lists_every_setting_with_its_default_and_what_it_takes() -> 
 def test_the_readme_lists_every_code_of_an_error_with_its_status() -> None:
     problems = [
         *PROBLEMS.values(),
-        *USER_PROBLEMS.values(),
+        *(problem for resource in RESOURCES for problem in resource.problems.values()),
         NOT_READY,
         CORS_REFUSED,
         MALFORMED_REQUEST,
@@ -72,10 +75,11 @@ def test_the_readme_lists_every_code_of_an_error_with_its_status() -> None:
     assert sorted(set(rows)) == sorted({(problem.code, str(problem.status)) for problem in problems})
 
 
-def test_every_file_that_the_readme_links_to_exists() -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", README)
+@pytest.mark.parametrize("folder", [CHECKOUT, CHECKOUT / "service"])
+def test_every_file_that_a_readme_links_to_exists(folder: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", (folder / "README.md").read_text())
     assert links
-    assert [link for link in links if not (CHECKOUT / link).exists()] == []
+    assert [link for link in links if not (folder / link).exists()] == []
 
 
 def test_every_test_that_the_readme_names_exists() -> None:

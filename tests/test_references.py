@@ -8,7 +8,7 @@ import pytest
 from service.database.connection import PooledConnection
 from service.database.outage import Outage
 from service.users.errors import UserReferenced
-from service.users.queries import delete_user, references
+from service.users.queries import delete_user, raise_user_referenced
 from tests.postgres import Cluster, TestDatabase, installed
 from tests.problems import is_problem
 from tests.process import Service
@@ -66,7 +66,7 @@ def test_a_user_who_is_needed_stays_where_the_commit_comes_later(
     with (
         PooledConnection.connect(database.conninfo, outage=Outage(), autocommit=True) as conn,
         pytest.raises(UserReferenced),
-        references(),
+        raise_user_referenced(),
         conn.transaction(),
     ):
         delete_user(conn, user["id"])

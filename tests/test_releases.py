@@ -71,12 +71,12 @@ def test_a_table_of_a_second_resource_that_was_dropped_is_made_again(database: T
     with copied() as checkout:
         with (checkout.folder / "schema.sql").open("a") as schema:
             schema.write(ORDERS)
-        orders = checkout.folder / "service" / "orders"
-        orders.mkdir()
-        (orders / "upgrade.py").write_text(ORDERS_UPGRADE)
+        second = checkout.folder / "service" / "second"
+        second.mkdir()
+        (second / "upgrade.py").write_text(ORDERS_UPGRADE)
         app = checkout.folder / "service" / "app.py"
-        text = app.read_text().replace("(upgrade.UPGRADE,)", "(upgrade.UPGRADE, orders.UPGRADE)")
-        app.write_text(text.replace("\nlogger", "\nfrom service.orders import upgrade as orders\n\nlogger", 1))
+        text = app.read_text().replace("(upgrade.UPGRADE,)", "(upgrade.UPGRADE, second.UPGRADE)")
+        app.write_text(text.replace("\nlogger", "\nfrom service.second import upgrade as second\n\nlogger", 1))
 
         def said() -> list[str]:
             done = checkout.run("schema", database.environment)

@@ -252,7 +252,7 @@ def test_a_table_that_was_dropped_is_made_again(cluster: Cluster) -> None:
     database = cluster.create_database()
     prepare(database)
     with database.connect() as conn:
-        conn.execute('DROP TABLE "user"')
+        conn.execute('DROP TABLE "user" CASCADE')
     assert prepare(database) == ["schema.sql is applied"]
     assert prepare(database) == []
 

@@ -1,4 +1,4 @@
-"""Which web pages may call the API."""
+"""CORS: which web pages may call the API."""
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -9,10 +9,10 @@ from service.web.problems import CORS_REFUSED, render
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, with the answer to a refused preflight in the shape of every other error."""
+    """Starlette's middleware, which answers a refused preflight with a problem as every other error."""
 
     def __init__(self, app: ASGIApp, *, origins: list[str]) -> None:
-        """Let `origins` call the API, with credentials unless any origin may (a browser would refuse that)."""
+        """Allow `origins`, with credentials unless "*" is among them: a browser refuses the two together."""
         super().__init__(
             app,
             allow_origins=origins,
@@ -23,6 +23,6 @@ class Cors(CORSMiddleware):
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Answer a browser that asks what it may send."""
+        """Return the response to a preflight."""
         response = super().preflight_response(request_headers)
         return response if response.status_code == 200 else render(CORS_REFUSED, headers={"Vary": "Origin"})  # noqa: PLR2004

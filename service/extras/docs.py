@@ -1,4 +1,4 @@
-"""/docs, /redoc and /openapi.json, which need no internet access: their scripts come from a package."""
+"""/docs, /redoc and /openapi.json. They need no internet access: the scripts come from a package."""
 
 import importlib.util
 from functools import cache
@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from service.web.problems import json_response
+from service.web.responses import json_response
 
 ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",
@@ -48,7 +48,7 @@ PROBLEM_SCHEMA = {
 
 
 def routes(app: FastAPI) -> APIRouter:
-    """Return the documentation of `app`: call it when `app` has all its other routes."""
+    """Return the routes of the documentation. The OpenAPI document is made from `app.routes` at the first request."""
     router = APIRouter(include_in_schema=False)
 
     @cache

@@ -1,1 +1,1 @@
-"""The resource: to add another, copy this folder and its line in app.py."""
+"""The resource /users."""

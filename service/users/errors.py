@@ -1,16 +1,14 @@
-"""What can go wrong with users, and how each is answered."""
+"""The exceptions of users, and the problem that answers each."""
 
-from psycopg import IntegrityError, errors
-
-from service.web.problems import Problem, Table
+from service.web.problems import Problem, ProblemTable
 
 
 class UserNotFound(Exception):
-    """There is no user with this id."""
+    """No user has this id."""
 
 
 class EmailTaken(Exception):
-    """Another user has this email, in whatever case."""
+    """Another user has this email, in any case."""
 
 
 class IdTaken(Exception):
@@ -18,23 +16,14 @@ class IdTaken(Exception):
 
 
 class UserReferenced(Exception):
-    """Rows of another table need the user."""
+    """Rows of another table refer to the user."""
 
 
 class WrongCredentials(Exception):
-    """The email is unknown or the password is wrong; which of the two is not told."""
+    """The email is unknown or the password is wrong. The client does not learn which."""
 
 
-# Somebody else's constraint or trigger, or a column narrower than schema.sql makes it: those of ours have rows below.
-RULE_VIOLATED = Problem(
-    "rule-violated", 409, "A rule of the database forbids this",
-    "Nothing was done. The database has a rule of its own for users: ask whoever runs it. Its log names the rule.",
-)  # fmt: skip
-
-USER_PROBLEMS: Table = {
-    IntegrityError: RULE_VIOLATED,
-    errors.RaiseException: RULE_VIOLATED,
-    errors.StringDataRightTruncation: RULE_VIOLATED,
+USER_PROBLEMS: ProblemTable = {
     UserNotFound: Problem(
         "user-not-found", 404, "There is no such user",
         "Check the id: GET /users lists the users that there are.",

@@ -1,7 +1,7 @@
-"""SQL, each statement beside the one function that runs it. Every function takes the connection first.
+"""SQL: each statement stands above the one function that runs it.
 
-PostgreSQL makes the JSON of a user and it passes through as text: no object is built for a row. A page of
-100 takes 0.2 ms this way. The functions answer with that text, or raise UserNotFound.
+PostgreSQL makes the JSON of a user, and the functions return it as text or raise UserNotFound: Python builds no
+object for a row. A page of 100 users takes 0.2 ms.
 """
 
 from collections.abc import Iterator
@@ -16,16 +16,16 @@ from service.users.errors import EmailTaken, IdTaken, UserNotFound, UserReferenc
 
 Fields = dict[str, Any]  # of a user: fname, lname, email, password_hash
 
-# The one place that says which columns a client sees, in which order.
+# The columns that a client sees, in this order.
 COLUMNS = "id, fname, lname, email, created_at, updated_at"
-USER_JSON = f"row_to_json((SELECT u FROM (SELECT {COLUMNS}) AS u))::text"  # where a SELECT can name them, it is faster
+USER_JSON = f"row_to_json((SELECT u FROM (SELECT {COLUMNS}) AS u))::text"  # for RETURNING; a subquery is faster
 
-# The index of schema.sql, and the UNIQUE (email) that an older table may have kept.
+# The index of schema.sql, and the UNIQUE (email) of an older table.
 UNIQUE_EMAIL = ("user_email_lower_key", "user_email_key")
 
 
 @contextmanager
-def _unique_email() -> Iterator[None]:
+def _raise_email_taken() -> Iterator[None]:
     try:
         yield
     except errors.UniqueViolation as exc:
@@ -34,10 +34,9 @@ def _unique_email() -> Iterator[None]:
         raise
 
 
-# With their types, as parameters would have those of the columns: when somebody makes a column of a domain and drops
-# it again, a prepared statement would fail on the type that is gone.
-# The first generated id that is free: rows restored by hand may have taken the next ones, at 1.3 s a million. No two
-# callers get the same id. ON CONFLICT, as an error would end the transaction that a pooler needs.
+# The subquery takes the first generated id that is free, as restored rows may have the next ones: 1.3 s a million.
+# ON CONFLICT DO NOTHING, because an error would end the transaction that a pooler needs.
+# The casts to text keep a prepared statement valid when somebody gives a column a domain type and drops it again.
 INSERT_USER = f"""
     INSERT INTO public."user"
            (id, fname, lname, email, password_hash)
@@ -52,27 +51,27 @@ INSERT_USER = f"""
     RETURNING id, {USER_JSON}
 """
 
-ATTEMPTS = 5  # at a generated id: each fails only when somebody else inserts that very id at the same moment
+ATTEMPTS = 5  # with generated ids: one fails only when another session inserts the same id at the same moment
 
 
 def insert_user(conn: PooledConnection, user_id: int | None, fields: Fields) -> tuple[int, str]:
     """Create a user, with a generated id when none is given. Raises IdTaken, EmailTaken."""
-    with _unique_email():
+    with _raise_email_taken():
         for _ in range(ATTEMPTS if user_id is None else 1):
             if row := conn.row(INSERT_USER, {"id": user_id, **fields}):
                 return row[0], row[1]
     if user_id is None:
-        raise DatabaseUnavailable("somebody else takes every id that is generated")
+        raise DatabaseUnavailable("another session takes every id that is generated")
     raise IdTaken
 
 
-# One value, as a row for each user cost PostgreSQL a quarter more, and the thread that fetched them a third.
-ARRAY = "coalesce('[' || string_agg(row_to_json(u)::text, ',') || ']', '[]')"
+# One value for all users: a row for each cost PostgreSQL 25 % more and the thread 33 % more.
+USERS_JSON = "coalesce('[' || string_agg(row_to_json(u)::text, ',') || ']', '[]')"
 
-# min(), as EXISTS may be planned as a scan of the whole table.
+# min(), because PostgreSQL may plan EXISTS as a scan of the whole table.
 SELECT_USERS = f"""
     SELECT users, CASE WHEN (SELECT min(id) FROM public."user" WHERE id > last) IS NOT NULL THEN last END
-    FROM (SELECT {ARRAY} AS users, max(id) AS last
+    FROM (SELECT {USERS_JSON} AS users, max(id) AS last
           FROM (SELECT {COLUMNS}
                 FROM public."user"
                 WHERE id > %(after)s
@@ -82,13 +81,13 @@ SELECT_USERS = f"""
 
 
 def select_users(conn: PooledConnection, after: int, limit: int) -> tuple[str, int | None]:
-    """Return the `limit` users that come after the id `after`, by id; and the last of their ids when there are more."""
+    """Return the first `limit` users after the id `after`, and the last of their ids when more follow."""
     users, last = _found(conn.row(SELECT_USERS, {"after": after, "limit": limit}))
     return users, last
 
 
 SELECT_USERS_BY_EMAIL = f"""
-    SELECT {ARRAY}
+    SELECT {USERS_JSON}
     FROM (SELECT {COLUMNS}
           FROM public."user"
           WHERE lower(email) = lower(%(email)s) AND id > %(after)s) AS u
@@ -96,7 +95,7 @@ SELECT_USERS_BY_EMAIL = f"""
 
 
 def select_users_by_email(conn: PooledConnection, email: str, after: int) -> str:
-    """Return the user with this email, in any case, when it comes after the id `after`: an array of one or none."""
+    """Return an array: the user with this email, in any case, if its id is larger than `after`."""
     users: str
     (users,) = _found(conn.row(SELECT_USERS_BY_EMAIL, {"email": email, "after": after}))
     return users
@@ -117,7 +116,7 @@ def select_user(conn: PooledConnection, user_id: int) -> str:
     return user
 
 
-# One statement for any set of fields: two changes of different fields at once are both kept.
+# One statement for any set of fields, so that concurrent changes of different fields are both kept.
 UPDATE_USER = f"""
     UPDATE public."user"
     SET fname         = coalesce(%(fname)s::text, fname),
@@ -134,7 +133,7 @@ def update_user(conn: PooledConnection, user_id: int, fields: Fields) -> str:
     """Change the given fields and return the user. Raises EmailTaken."""
     unchanged = {"fname": None, "lname": None, "email": None, "password_hash": None}
     user: str
-    with _unique_email():
+    with _raise_email_taken():
         (user,) = _found(conn.row(UPDATE_USER, {**unchanged, **fields, "id": user_id}))
     return user
 
@@ -147,19 +146,19 @@ DELETE_USER = """
 
 
 def delete_user(conn: PooledConnection, user_id: int) -> None:
-    """Delete the user. Call it inside `references`."""
+    """Delete the user. Call it inside `raise_user_referenced`."""
     _found(conn.row(DELETE_USER, {"id": user_id}))
 
 
 @contextmanager
-def references() -> Iterator[None]:
-    """Raise UserReferenced when rows of another table need the user: put it around the borrowed connection.
+def raise_user_referenced() -> Iterator[None]:
+    """Raise UserReferenced when rows of another table refer to the user. Enter it before `connection()`.
 
-    A deferred constraint fails at the commit, which behind a pooler comes when the connection is returned.
+    A deferred constraint fails at the commit: behind a pooler, that is when the connection is returned.
     """
     try:
         yield
-    except IntegrityError as exc:  # which one depends on ON DELETE, the columns that refer and PostgreSQL's version
+    except IntegrityError as exc:  # its subclass depends on ON DELETE, the columns and PostgreSQL's version
         raise UserReferenced from exc
 
 
@@ -171,21 +170,21 @@ SELECT_CREDENTIALS = f"""
 
 
 def select_credentials(conn: PooledConnection, email: str) -> tuple[int, str, str]:
-    """Return the id, the password's hash and the JSON of the user with this email."""
+    """Return the id, the password hash and the JSON of the user with this email."""
     user_id, password_hash, user = _found(conn.row(SELECT_CREDENTIALS, {"email": email}))
     return user_id, password_hash, user
 
 
-UPDATE_OUTDATED_HASH = """
+REPLACE_HASH = """
     UPDATE public."user"
     SET password_hash = %(new)s
     WHERE id = %(id)s AND password_hash = %(old)s
 """
 
 
-def update_outdated_hash(conn: PooledConnection, user_id: int, old: str, new: str) -> None:
-    """Replace a hash, unless the password was changed meanwhile."""
-    conn.execute(UPDATE_OUTDATED_HASH, {"id": user_id, "old": old, "new": new})
+def replace_hash(conn: PooledConnection, user_id: int, old: str, new: str) -> None:
+    """Replace the hash `old`, unless the password was changed in the meantime."""
+    conn.execute(REPLACE_HASH, {"id": user_id, "old": old, "new": new})
 
 
 def _found(row: tuple[Any, ...] | None) -> tuple[Any, ...]:

@@ -1,37 +1,32 @@
-"""The endpoints: plain `def`, one thread each, one `with` each. Everything they use is an argument of `routes`.
+"""The endpoints of /users. Each is a plain `def` that runs on one thread and borrows one connection in one `with`.
 
-Each returns a ready Response. FastAPI would send a value through a second thread to validate it.
+Each returns a Response: FastAPI would validate any other value on a second thread.
 """
 
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 from fastapi.routing import APIRoute
-from psycopg import Error
+from psycopg import Error, IntegrityError
 from pydantic import MISSING
 from starlette.convertors import Convertor, register_url_convertor
 
 from service.database.errors import DatabaseFailure
 from service.database.pool import Database
 from service.users import queries
-from service.users.errors import USER_PROBLEMS, UserNotFound, WrongCredentials
-from service.users.models import Body, Credentials, NewUser, Page, User, UserChange, UserId, UserReplacement
-from service.users.passwords import NOBODY, hash_password, is_outdated, is_password
+from service.users.errors import USER_PROBLEMS, EmailTaken, IdTaken, UserNotFound, UserReferenced, WrongCredentials
+from service.users.models import Credentials, NewUser, Page, User, UserChange, UserReplacement
+from service.users.passwords import DUMMY_HASH, has_password, hash_password, hashes, is_password, needs_rehash
 from service.web.endpoint import release_hashing_permit
-from service.web.problems import PROBLEMS, Table, answers
-
-Endpoint = TypeVar("Endpoint", bound=Callable[..., Response])
-
-TABLE: Table = {**PROBLEMS, **USER_PROBLEMS}
-ALWAYS = ("invalid-request", "overloaded", "database-unavailable", "deadline-exceeded", "internal-error")
-WITH_BODY = (*ALWAYS, "malformed-json", "unsupported-media-type", "body-too-large", "body-too-slow")
-WRITES = (*WITH_BODY, "rule-violated")
+from service.web.models import Body, Id
+from service.web.problems import error_responses
+from service.web.resource import Resource
+from service.web.responses import json_text_response
 
 
 class _UserIdConvertor(Convertor[str]):
-    """Leaves /users/authenticate to its own route, so that a GET of it is a 405; what is no id is a 422."""
+    """Any segment but `authenticate`: a GET of /users/authenticate is a 405, and of another bad id a 422."""
 
     regex = "(?!authenticate$)[^/]+"
 
@@ -42,124 +37,113 @@ class _UserIdConvertor(Convertor[str]):
         return value
 
 
-def hashes(body: Any) -> bool:  # noqa: ANN401 - any JSON
-    """Tell whether a request with this body will hash a password: it needs a core for 19 ms."""
-    return isinstance(body, dict) and "password" in body
-
-
-def _hashing(endpoint: Endpoint) -> Endpoint:
-    endpoint.hashes = hashes  # type: ignore[attr-defined]
-    return endpoint
-
-
 def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noqa: C901 - eight small functions
-    """Return the routes of /users, admitted by `route_class`."""
+    """Return the routes of /users."""
     register_url_convertor("user_id", _UserIdConvertor())
     router = APIRouter(tags=["users"], route_class=route_class)
 
     @router.post(
-        "/users", operation_id="createUser", summary="Create a user",
-        status_code=201, response_model=User, responses=answers(TABLE, *WRITES, "email-taken", "id-taken"),
+        "/users", operation_id="createUser", summary="Create a user", status_code=201, response_model=User,
+        responses=error_responses(USER_PROBLEMS, IntegrityError, EmailTaken, IdTaken, has_body=True),
     )  # fmt: skip
-    @_hashing
+    @hashes(has_password)
     def create_user(user: NewUser) -> Response:
         """Without an `id`, one is generated."""
-        fields = _fields(user)
+        fields = _columns(user)
         user_id = None if user.id is MISSING else user.id
         with database.connection() as conn:
-            user_id, found = queries.insert_user(conn, user_id, fields)
-        return _json(found, status=201, headers={"Location": f"/users/{user_id}"})
+            user_id, created = queries.insert_user(conn, user_id, fields)
+        return json_text_response(created, 201, {"Location": f"/users/{user_id}"})
 
     @router.get(
-        "/users", operation_id="listUsers", summary="List users",
-        response_model=list[User], responses=answers(TABLE, *ALWAYS),
+        "/users", operation_id="listUsers", summary="List users", response_model=list[User],
+        responses=error_responses(USER_PROBLEMS),
     )  # fmt: skip
     def list_users(page: Annotated[Page, Query()]) -> Response:
         """By id, a page at a time: while there is more, the Link header has the next page."""
         after = 0 if page.after is MISSING else page.after
         with database.connection() as conn:
             if page.email is MISSING:
-                found, last = queries.select_users(conn, after, page.limit)
+                users, last = queries.select_users(conn, after, page.limit)
             else:
-                found, last = queries.select_users_by_email(conn, page.email, after), None
+                users, last = queries.select_users_by_email(conn, page.email, after), None
         link = None if last is None else {"Link": f'</users?limit={page.limit}&after={last}>; rel="next"'}
-        return _json(found, headers=link)
+        return json_text_response(users, headers=link)
 
     @router.get(
-        "/users/{user_id:user_id}", operation_id="readUser", summary="Read a user",
-        response_model=User, responses=answers(TABLE, *ALWAYS, "user-not-found"),
+        "/users/{user_id:user_id}", operation_id="readUser", summary="Read a user", response_model=User,
+        responses=error_responses(USER_PROBLEMS, UserNotFound),
     )  # fmt: skip
-    def read_user(user_id: UserId) -> Response:
+    def read_user(user_id: Id) -> Response:
         with database.connection() as conn:
-            found = queries.select_user(conn, user_id)
-        return _json(found)
+            user = queries.select_user(conn, user_id)
+        return json_text_response(user)
 
     @router.put(
-        "/users/{user_id:user_id}", operation_id="replaceUser", summary="Replace a user",
-        response_model=User, responses=answers(TABLE, *WRITES, "user-not-found", "email-taken"),
+        "/users/{user_id:user_id}", operation_id="replaceUser", summary="Replace a user", response_model=User,
+        responses=error_responses(USER_PROBLEMS, IntegrityError, UserNotFound, EmailTaken, has_body=True),
     )  # fmt: skip
-    @_hashing
-    def replace_user(user_id: UserId, user: UserReplacement) -> Response:
+    @hashes(has_password)
+    def replace_user(user_id: Id, user: UserReplacement) -> Response:
         """Never creates one."""
-        fields = _fields(user)
+        fields = _columns(user)
         with database.connection() as conn:
-            found = queries.update_user(conn, user_id, fields)
-        return _json(found)
+            replaced = queries.update_user(conn, user_id, fields)
+        return json_text_response(replaced)
 
     @router.patch(
-        "/users/{user_id:user_id}", operation_id="changeUser", summary="Change a user",
-        response_model=User, responses=answers(TABLE, *WRITES, "user-not-found", "email-taken"),
+        "/users/{user_id:user_id}", operation_id="changeUser", summary="Change a user", response_model=User,
+        responses=error_responses(USER_PROBLEMS, IntegrityError, UserNotFound, EmailTaken, has_body=True),
     )  # fmt: skip
-    @_hashing
-    def change_user(user_id: UserId, change: UserChange) -> Response:
+    @hashes(has_password)
+    def change_user(user_id: Id, change: UserChange) -> Response:
         """Only the given fields change."""
-        fields = _fields(change)
+        fields = _columns(change)
         with database.connection() as conn:
-            found = queries.update_user(conn, user_id, fields)
-        return _json(found)
+            changed = queries.update_user(conn, user_id, fields)
+        return json_text_response(changed)
 
     @router.delete(
-        "/users/{user_id:user_id}", operation_id="deleteUser", summary="Delete a user",
-        status_code=204, responses=answers(TABLE, *ALWAYS, "user-not-found", "user-referenced", "rule-violated"),
+        "/users/{user_id:user_id}", operation_id="deleteUser", summary="Delete a user", status_code=204,
+        responses=error_responses(USER_PROBLEMS, IntegrityError, UserNotFound, UserReferenced),
     )  # fmt: skip
-    def delete_user(user_id: UserId) -> Response:
-        with queries.references(), database.connection() as conn:
+    def delete_user(user_id: Id) -> Response:
+        with queries.raise_user_referenced(), database.connection() as conn:
             queries.delete_user(conn, user_id)
         return Response(status_code=204)
 
     @router.post(
         "/users/authenticate", operation_id="authenticateUser", summary="Check an email and a password",
-        response_model=User, responses=answers(TABLE, *WITH_BODY, "wrong-credentials"),
+        response_model=User, responses=error_responses(USER_PROBLEMS, WrongCredentials, has_body=True),
     )  # fmt: skip
-    @_hashing
+    @hashes(has_password)
     def authenticate_user(credentials: Credentials) -> Response:
         """The same answer after the same time for a wrong password and an unknown email."""
         try:
             with database.connection() as conn:
-                user_id, stored, found = queries.select_credentials(conn, credentials.email)
+                user_id, stored, user = queries.select_credentials(conn, credentials.email)
         except UserNotFound:
-            user_id, stored, found = 0, NOBODY, ""
+            user_id, stored, user = 0, DUMMY_HASH, ""
         if not is_password(credentials.password, stored) or not user_id:
             raise WrongCredentials
-        if is_outdated(stored):
-            # The password is right, whatever becomes of this.
+        if needs_rehash(stored):
+            # The password is right, so a failure here must not fail the login.
             with suppress(DatabaseFailure, Error):
-                fresh = hash_password(credentials.password)
+                new = hash_password(credentials.password)
                 with database.connection() as conn:
-                    queries.update_outdated_hash(conn, user_id, stored, fresh)
-        return _json(found)
+                    queries.replace_hash(conn, user_id, stored, new)
+        return json_text_response(user)
 
     return router
 
 
-def _fields(body: Body) -> queries.Fields:
-    """Return the columns that `body` gives, its password hashed: 19 ms, so before a connection is borrowed."""
-    fields = body.model_dump(exclude={"id"})
-    if "password" in fields:
-        fields["password_hash"] = hash_password(fields.pop("password"))
+def _columns(body: Body) -> queries.Fields:
+    """Return the columns that `body` sets. Hashes its password for 19 ms: call it before borrowing a connection."""
+    columns = body.model_dump(exclude={"id"})
+    if "password" in columns:
+        columns["password_hash"] = hash_password(columns.pop("password"))
         release_hashing_permit()
-    return fields
+    return columns
 
 
-def _json(text: str, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(text.encode() + b"\n", status, headers, "application/json")
+USERS = Resource("/users", routes, USER_PROBLEMS)

@@ -1,7 +1,7 @@
-"""Reads a body before anything is taken for its request: a slow client holds no thread and no connection.
+"""Read and parse a body before its request acquires anything: a slow client holds no thread and no connection.
 
-What a client sends is counted before it is validated: pydantic makes an error of every unknown name, and 64 KB of
-them take 15 ms of a core in a body, 35 in a query.
+Count values and parameters before validation: pydantic makes an error for each unknown name, and 64 KB of names take
+15 ms of a core in a body, 35 ms in a query.
 """
 
 import asyncio
@@ -12,13 +12,13 @@ from fastapi.exceptions import RequestValidationError
 from pydantic_core import PydanticUndefined
 from starlette.requests import Request
 
-MAX_VALUES = 100  # in a body, at any depth: no body here has six
-MAX_PARAMETERS = 32  # in a query: none here has four
+MAX_VALUES = 100  # in a body, at any depth; no body of this service needs six
+MAX_PARAMETERS = 32  # in a query; no query of this service needs four
 MAX_QUERY = 8192  # bytes: the longest email that PostgreSQL can index, 2704 bytes, percent-encoded
 
 
 class UnsupportedMediaType(Exception):
-    """There is a body, and it is not declared as JSON."""
+    """The body is not declared as JSON."""
 
 
 class MalformedJson(Exception):
@@ -26,18 +26,18 @@ class MalformedJson(Exception):
 
 
 class BodyTooLarge(Exception):
-    """The body is over the limit."""
+    """The body is larger than the limit."""
 
 
 class BodyTooSlow(Exception):
-    """The body did not come in time."""
+    """The body did not arrive in time."""
 
 
-async def read_json(request: Request, *, timeout: float) -> Any:  # noqa: ANN401, ASYNC109 - any JSON; it is read nowhere else
-    """Read and parse the body; PydanticUndefined when there is none.
+async def read_json(request: Request, *, timeout: float) -> Any:  # noqa: ANN401, ASYNC109 - any JSON; the only reader of a body
+    """Return the parsed body, or PydanticUndefined when it is empty.
 
-    Raises BodyTooSlow after `timeout` seconds, UnsupportedMediaType, MalformedJson, BodyTooLarge, and
-    RequestValidationError for JSON that no number or stack of Python's can hold, or with too many values.
+    Raises BodyTooSlow after `timeout` seconds, BodyTooLarge, UnsupportedMediaType, MalformedJson, and
+    RequestValidationError for JSON that is nested too deep, or has too long a number or too many values.
     """
     try:
         async with asyncio.timeout(timeout):
@@ -52,14 +52,14 @@ async def read_json(request: Request, *, timeout: float) -> Any:  # noqa: ANN401
         value = json.loads(body.decode("utf-8-sig"))  # Python would guess UTF-16 and UTF-32 too
     except (json.JSONDecodeError, UnicodeDecodeError) as exc:
         raise MalformedJson from exc
-    except (ValueError, RecursionError) as exc:  # a number of more than 4300 digits, lists a thousand deep
+    except (ValueError, RecursionError) as exc:  # a number of more than 4300 digits, or 1000 nested lists
         raise _invalid("body", "json_limits", "Input is nested too deep or has too long a number") from exc
     check_values(value)
     return value
 
 
 def check_values(body: Any) -> None:  # noqa: ANN401 - any JSON
-    """Raise RequestValidationError when a body has more than MAX_VALUES members and items, and so when it is deep."""
+    """Raise RequestValidationError when a body has more than MAX_VALUES members and items, at any depth."""
     count, unseen = 0, [body]
     while unseen:
         value = unseen.pop()
@@ -71,7 +71,7 @@ def check_values(body: Any) -> None:  # noqa: ANN401 - any JSON
 
 
 def check_query(query: bytes) -> None:
-    """Raise RequestValidationError when a raw query string is too long, or has too many parameters, to be parsed."""
+    """Raise RequestValidationError when a raw query string is too long or has too many parameters."""
     if len(query) > MAX_QUERY:
         raise _invalid("query", "query_too_long", f"Query should have at most {MAX_QUERY} bytes")
     if query.count(b"&") >= MAX_PARAMETERS:

@@ -1,6 +1,7 @@
-"""Three questions to the service itself: where are things, does the process live, can it serve requests?"""
+"""/ links to the rest; /livez tells whether the process lives, and /readyz whether it can serve requests."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -9,23 +10,17 @@ from starlette.responses import Response
 from service.database.errors import DatabaseFailure
 from service.database.pool import Database
 from service.database.watchdog import DEADLINE
-from service.web.problems import Problem, answers, json_response, render
+from service.web.problems import Problem, problem_responses, render
+from service.web.responses import json_response
 from service.web.workers import Workers
 
-PROBE_TIMEOUT = 2.0  # seconds: most orchestrators give a probe as much, or less
+PROBE_TIMEOUT = 2.0  # seconds; most orchestrators wait at most this long
 
 NOT_READY = Problem(
     "not-ready", 503, "Requests cannot be served",
     "The check named in `failed` does not pass. Nothing needs to be done if it does so again soon.",
 )  # fmt: skip
 
-
-ROOT = {
-    "message": "A users API whose database connections hold under load.",
-    "users": "/users",
-    "docs": "/docs",
-    "readyz": "/readyz",
-}
 ALIVE = {"status": "alive"}
 READY = {"status": "ready"}
 
@@ -34,27 +29,30 @@ class Readiness:
     """The check that fails: "starting", "schema", "database" or "draining"; None when requests can be served."""
 
     def __init__(self) -> None:
-        """Begin as starting."""
+        """Start with the check "starting" failed."""
         self.failed: str | None = "starting"
 
     def fails(self, check: str) -> None:
-        """Name the check that fails. Draining is the last: nothing comes after it."""
+        """Set the check that fails. "draining" is final."""
         if self.failed != "draining":
             self.failed = check
 
     def passed(self) -> None:
-        """Have no check that fails."""
+        """Clear the check that fails, unless it is "draining"."""
         if self.failed != "draining":
             self.failed = None
 
 
-def routes(readiness: Readiness, workers: Workers, database: Database) -> APIRouter:
-    """Return the routes of the three questions."""
+def routes(
+    readiness: Readiness, workers: Workers, database: Database, *, message: str, links: Mapping[str, str]
+) -> APIRouter:
+    """Return the routes of /, /livez and /readyz. GET / answers with `message` and `links`, such as users: /users."""
     router = APIRouter(tags=["service"])
+    index = {"message": message, **links, "docs": "/docs", "readyz": "/readyz"}
 
-    @router.get("/", operation_id="root", summary="Where are things?", responses=_example(ROOT))
+    @router.get("/", operation_id="root", summary="Where are things?", responses=_example(index))
     async def root() -> Response:
-        return json_response(ROOT)
+        return json_response(index)
 
     @router.get("/livez", operation_id="livez", summary="Does the process live?", responses=_example(ALIVE))
     async def livez() -> Response:
@@ -63,7 +61,7 @@ def routes(readiness: Readiness, workers: Workers, database: Database) -> APIRou
 
     @router.get(
         "/readyz", operation_id="readyz", summary="Can requests be served?",
-        responses={**_example(READY), **answers({503: NOT_READY}, NOT_READY.code)},
+        responses={**_example(READY), **problem_responses([NOT_READY])},
     )  # fmt: skip
     async def readyz() -> Response:
         """Asks the database, over a connection that nobody needs at the moment; busy is not failed."""

@@ -16,7 +16,7 @@ from service.telemetry import log, metrics
 from service.telemetry.record import RECORD, Record
 from service.web.arrival import Arrival
 from service.web.bodies import BodyTooLarge
-from service.web.problems import MALFORMED_REQUEST, STOPPING, Table, find, render
+from service.web.problems import MALFORMED_REQUEST, STOPPING, ProblemTable, find, render
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class RequestMiddleware:
 class BugMiddleware:
     """Logs an unexpected exception and answers 500, inside CORS, so that a web page can read it."""
 
-    def __init__(self, app: ASGIApp, *, table: Table) -> None:
+    def __init__(self, app: ASGIApp, *, table: ProblemTable) -> None:
         """Answer from the row of Exception in `table`."""
         self.app = app
         self.table = table

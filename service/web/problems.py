@@ -1,17 +1,17 @@
-"""One table: exception -> status, code, words. Every error of every path is answered from it (RFC 9457).
+"""The table that maps each exception to a problem (RFC 9457). Every error response is made from it.
 
-An exception is answered by the row of its own class, or else of its nearest base class. A resource adds
-the rows of its own exceptions: see `users/errors.py`.
+The row of an exception is that of its class, or of its nearest base class. A resource adds the rows of its own
+exceptions, as users/errors.py does.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from psycopg import IntegrityError, errors
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
@@ -26,20 +26,22 @@ from service.telemetry import metrics
 from service.telemetry.record import RECORD
 from service.web.admission import Overloaded
 from service.web.bodies import BodyTooLarge, BodyTooSlow, MalformedJson, UnsupportedMediaType
+from service.web.responses import json_response
 
 MEDIA_TYPE = "application/problem+json"
-ERRORS_SHOWN = 20  # of a 422: a body of ten thousand unknown fields gets no answer ten times its size
-NAME_SHOWN = 100  # characters of a field's name, likewise
+MAX_ERRORS = 20  # in a 422, so that a body of 10,000 unknown fields gets no response ten times its size
+MAX_NAME = 100  # characters of a field's name, for the same reason
 
-UNDECIDED = "A change may or may not have been made: read before you send it again"
+OUTCOME_UNKNOWN = "A change may or may not have been made: read before you send it again"
 
-RETRY_AFTER = 1  # seconds: an outage or a full queue may be over by then, and 1 is the least
-AGAIN = {"Retry-After": str(RETRY_AFTER)}
+RETRY_AFTER = 1  # seconds, the least that the header can say
+RETRY_LATER = {"Retry-After": str(RETRY_AFTER)}
+CLOSE = {"Connection": "close"}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A row of the table: `code` is for programs and never changes, `detail` says what to do next."""
+    """A kind of error. `code` is for programs and never changes; `detail` says what to do next."""
 
     code: str
     status: int
@@ -48,11 +50,11 @@ class Problem:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Be counted."""
+        """Declare the label of this code in the metrics."""
         metrics.PROBLEMS.extend([(self.code,)])
 
     def members(self) -> dict[str, Any]:
-        """Return what every answer with this problem says."""
+        """Return the members of the problem document."""
         return {
             "type": "about:blank",
             "title": self.title,
@@ -62,8 +64,10 @@ class Problem:
         }
 
 
-# A class of exceptions, or the status of an HTTPException, which the framework raises for a path or a method.
-Table = Mapping[type[Exception] | int, Problem]
+# The key is a class of exceptions, or the status of an HTTPException that Starlette raises.
+ProblemTable = Mapping[type[Exception] | int, Problem]
+
+# Problems without an exception: the code that detects them sends them.
 
 CORS_REFUSED = Problem(
     "cors-refused", 400, "This origin may not send this",
@@ -72,20 +76,26 @@ CORS_REFUSED = Problem(
 
 MALFORMED_REQUEST = Problem(
     "malformed-request", 400, "The request is not HTTP",
-    "Its first line or a header cannot be parsed, or the method is none that HTTP knows.", {"Connection": "close"},
+    "Its first line or a header cannot be parsed, or the method is none that HTTP knows.", CLOSE,
 )  # fmt: skip
 
 HEAD_TOO_LARGE = Problem(
     "head-too-large", 431, "The headers are too large",
-    "Send fewer or shorter headers: all of them in 64 KiB.", {"Connection": "close"},
+    "Send fewer or shorter headers: all of them in 64 KiB.", CLOSE,
 )  # fmt: skip
 
 STOPPING = Problem(
     "stopping", 503, "The service is being stopped",
-    f"{UNDECIDED}, after the seconds in Retry-After.", {**AGAIN, "Connection": "close"},
+    f"{OUTCOME_UNKNOWN}, after the seconds in Retry-After.", {**RETRY_LATER, **CLOSE},
 )  # fmt: skip
 
-PROBLEMS: Table = {
+# For a constraint or trigger that schema.sql does not have, or a column that somebody made narrower.
+RULE_VIOLATED = Problem(
+    "rule-violated", 409, "A rule of the database forbids this",
+    "Nothing was done. The database has a rule of its own: ask whoever runs it. Its log names the rule.",
+)  # fmt: skip
+
+PROBLEMS: ProblemTable = {
     RequestValidationError: Problem(
         "invalid-request", 422, "The request does not fit",
         "Correct what `errors` names and send it again.",
@@ -104,7 +114,7 @@ PROBLEMS: Table = {
     ),
     BodyTooSlow: Problem(
         "body-too-slow", 408, "The body did not come in time",
-        "Nothing was done. Send the request again, all of it within REQUEST_DEADLINE.", {"Connection": "close"},
+        "Nothing was done. Send the request again, all of it within REQUEST_DEADLINE.", CLOSE,
     ),
     404: Problem(
         "not-found", 404, "There is nothing at this path",
@@ -116,21 +126,21 @@ PROBLEMS: Table = {
     ),
     Overloaded: Problem(
         "overloaded", 503, "Too many requests are waiting",
-        "Nothing was done. Try again after the seconds in Retry-After.", AGAIN,
+        "Nothing was done. Try again after the seconds in Retry-After.", RETRY_LATER,
     ),
     DatabaseUnavailable: Problem(
         "database-unavailable", 503, "The database cannot serve this now",
         "Nothing was done: the database cannot be reached, or could not carry it out."
-        " Try again after the seconds in Retry-After.", AGAIN,
+        " Try again after the seconds in Retry-After.", RETRY_LATER,
     ),
     TooManyConnections: Problem(
         "database-unavailable", 503, "The database has no connection left",
         "Nothing was done: the database is up and has reached its limit of connections (max_connections, or the"
-        " role's own). Try again after the seconds in Retry-After.", AGAIN,
+        " role's own). Try again after the seconds in Retry-After.", RETRY_LATER,
     ),
     ConnectionBroke: Problem(
         "database-unavailable", 503, "The connection to the database broke",
-        f"{UNDECIDED}, after the seconds in Retry-After.", AGAIN,
+        f"{OUTCOME_UNKNOWN}, after the seconds in Retry-After.", RETRY_LATER,
     ),
     DeadlineExceeded: Problem(
         "deadline-exceeded", 504, "The request took too long",
@@ -138,24 +148,32 @@ PROBLEMS: Table = {
     ),
     ConnectionCut: Problem(
         "deadline-exceeded", 504, "The database did not answer in time",
-        f"{UNDECIDED}.",
+        f"{OUTCOME_UNKNOWN}.",
     ),
     Exception: Problem(
         "internal-error", 500, "Something went wrong here",
         "This is a bug. Report it with the X-Request-ID of this answer.",
     ),
+    IntegrityError: RULE_VIOLATED,
+    errors.RaiseException: RULE_VIOLATED,
+    errors.StringDataRightTruncation: RULE_VIOLATED,
 }  # fmt: skip
 
+# The problems of every endpoint, and those of every endpoint that reads a body.
+ENDPOINT_PROBLEMS = (RequestValidationError, Overloaded, DatabaseUnavailable, DeadlineExceeded, Exception)
+BODY_PROBLEMS = (MalformedJson, UnsupportedMediaType, BodyTooLarge, BodyTooSlow)
 
-def install(app: FastAPI, table: Table) -> None:
-    """Have `app` answer every exception in `table` but Exception: a bug is for the outermost middleware to log."""
+
+def install(app: FastAPI, table: ProblemTable) -> None:
+    """Answer each exception in `table` with its problem, but leave Exception, a bug, to BugMiddleware."""
 
     async def answer(request: Request, exc: Exception) -> Response:
+        problem = find(table, exc)
         if isinstance(exc, RequestValidationError):
-            return render(find(table, exc), errors=[_error(error) for error in exc.errors()[:ERRORS_SHOWN]])
+            return render(problem, errors=[_error(error) for error in exc.errors()[:MAX_ERRORS]])
         if isinstance(exc, HTTPException) and exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            return render(find(table, exc), headers={"Allow": ", ".join(_methods(app, request))})
-        return render(find(table, exc))
+            return render(problem, headers={"Allow": ", ".join(_methods(app, request))})
+        return render(problem)
 
     app.add_exception_handler(HTTPException, answer)
     for kind in table:
@@ -163,41 +181,43 @@ def install(app: FastAPI, table: Table) -> None:
             app.add_exception_handler(kind, answer)
 
 
-def find(table: Table, exc: Exception) -> Problem:
-    """Return the row that answers `exc`."""
+def find(table: ProblemTable, exc: Exception) -> Problem:
+    """Return the problem of `exc`."""
     if isinstance(exc, HTTPException):
         return table[exc.status_code]
     return next(table[kind] for kind in type(exc).__mro__ if kind in table)
 
 
 def render(problem: Problem, *, headers: Mapping[str, str] | None = None, **members: Any) -> Response:  # noqa: ANN401
-    """Return the answer for `problem`, with more headers and members where a kind of error has them."""
+    """Record the code of `problem` for the log and the metrics, and return its response."""
     RECORD.get().code = problem.code
     return problem_response(problem, headers=headers, **members)
 
 
 def problem_response(problem: Problem, *, headers: Mapping[str, str] | None = None, **members: Any) -> Response:  # noqa: ANN401
-    """Return the same where there is no request whose record could note the code."""
+    """Return the response of `problem`, with additional headers and members."""
     return json_response(
         {**problem.members(), **members}, problem.status, {**problem.headers, **(headers or {})}, MEDIA_TYPE
     )
 
 
-def json_response(
-    content: Any,  # noqa: ANN401 - any JSON
-    status: int = 200,
-    headers: Mapping[str, str] | None = None,
-    media_type: str = "application/json",
-) -> Response:
-    """Return `content` as JSON, with a newline at its end for the terminal it is read in."""
-    # Escaped to ASCII: the name of a field can be a lone surrogate, which UTF-8 cannot hold.
-    return Response(json.dumps(content, separators=(",", ":")).encode() + b"\n", status, headers, media_type)
+def error_responses(
+    problems: ProblemTable, *kinds: type[Exception], has_body: bool = False
+) -> dict[int | str, dict[str, Any]]:
+    """Return the error responses of an endpoint for OpenAPI: those of every endpoint, and those of `kinds`.
+
+    `problems` are the rows that the endpoint's resource adds. Raises KeyError for a kind that has no row.
+    """
+    table = {**PROBLEMS, **problems}
+    kinds += ENDPOINT_PROBLEMS + (BODY_PROBLEMS if has_body else ())
+    codes = {table[kind].code for kind in kinds}
+    return problem_responses(problem for problem in table.values() if problem.code in codes)
 
 
-def answers(table: Table, *codes: str) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI responses for the problems called `codes`, an example for each."""
+def problem_responses(problems: Iterable[Problem]) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI responses of `problems`, with an example of each."""
     responses: dict[int | str, dict[str, Any]] = {}
-    for problem in (problem for problem in table.values() if problem.code in codes):
+    for problem in problems:
         response = responses.setdefault(problem.status, {"description": problem.title, "content": {MEDIA_TYPE: {}}})
         content = response["content"][MEDIA_TYPE]
         content["schema"] = {"$ref": "#/components/schemas/Problem"}
@@ -213,17 +233,17 @@ def _example(problem: Problem) -> dict[str, Any]:
 
 
 def _error(error: Mapping[str, Any]) -> dict[str, Any]:
-    # Never `input` or `ctx`, which repeat the value, a password perhaps.
-    loc = [part if isinstance(part, int) else str(part)[:NAME_SHOWN] for part in error["loc"]]
+    # Leave out `input` and `ctx`: they repeat the value, which may be a password.
+    loc = [part if isinstance(part, int) else str(part)[:MAX_NAME] for part in error["loc"]]
     return {"loc": loc, "msg": error["msg"], "type": error["type"]}
 
 
 def _methods(app: FastAPI, request: Request) -> list[str]:
-    """Return every method that the request's path takes, whichever routes they are spread over."""
-    found = {
+    """Return every method of the request's path, which may have several routes."""
+    methods = {
         method
         for route in app.routes
         if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
         for method in route.methods or ()
     }
-    return sorted(found | {"HEAD"} if "GET" in found else found)
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)

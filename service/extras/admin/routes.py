@@ -18,7 +18,8 @@ from service.extras.admin import publisher
 from service.extras.admin.single_flight import Shared
 from service.settings import Settings
 from service.telemetry import exposition
-from service.web.problems import Problem, json_response, render
+from service.web.problems import Problem, render
+from service.web.responses import json_response
 
 OPERATOR_ONLY = Problem(
     "operator-only", 403, "This is for the operator",

@@ -1,0 +1,25 @@
+"""JSON responses. Each ends with a newline, for the terminal it is read in."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
+
+JSON = "application/json"
+
+
+def json_response(
+    content: Any,  # noqa: ANN401 - any JSON
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    media_type: str = JSON,
+) -> Response:
+    """Return a response with `content` as JSON."""
+    # Escaped to ASCII: the name of a field can be a lone surrogate, which UTF-8 cannot encode.
+    return Response(json.dumps(content, separators=(",", ":")).encode() + b"\n", status, headers, media_type)
+
+
+def json_text_response(text: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a response with `text`, which is JSON already: PostgreSQL made it."""
+    return Response(text.encode() + b"\n", status, headers, JSON)
