@@ -143,7 +143,7 @@ class _Exchange:
 def tell(record: Record) -> None:
     """End, count and log a request. To be called on the event loop."""
     record.end()
-    metrics.note(record)
+    metrics.count_request(record)
     log.log_request(record)
 
 

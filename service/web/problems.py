@@ -49,7 +49,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         """Be counted."""
-        metrics.PROBLEMS.extend([(self.code,)])
+        metrics.PROBLEMS.labels(self.code)
 
     def members(self) -> dict[str, Any]:
         """Return what every answer with this problem says."""

@@ -65,7 +65,7 @@ class EarlyQueue:
             return b""
         record = Record(request_id(request.id), parser.get_method().decode(), path, received_at)
         record.route, record.status, record.code = route, HTTPStatus.SERVICE_UNAVAILABLE, PROBLEMS[Overloaded].code
-        metrics.REFUSED.add(self.admission.name, reason)
+        metrics.REQUESTS_REFUSED.labels(self.admission.name, reason).inc()
         tell(record)
         return response_bytes(self._answer, record, headers)
 

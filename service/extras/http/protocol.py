@@ -441,7 +441,7 @@ class Protocol(HttpToolsProtocol):
 
     def evict(self) -> None:
         """Close this connection to make room for others."""
-        metrics.EVICTED.add()
+        metrics.CLIENTS_EVICTED.inc()
         self._stalled.discard(self)
         self.connections.discard(self)  # or the next one to come, before it has gone, would find no room either
         self._keep(-self.received)
