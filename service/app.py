@@ -13,21 +13,20 @@ from typing import Any
 
 import anyio.to_thread
 from fastapi import FastAPI
-from starlette.routing import Route
 
 from service import settings as environment
 from service.database.pool import Database
 from service.database.watchdog import Watchdog
 from service.extras import affinity, docs, tracing, upgrade
 from service.extras.admin import routes as admin
-from service.extras.admin.publisher import Parts, Status
+from service.extras.admin.publisher import MetricsPublisher
 from service.extras.cors import Cors
 from service.extras.http.state import http_state
 from service.extras.log_quota import LogQuota
 from service.extras.log_writer import WRITER
 from service.settings import Settings
 from service.startup import Startup
-from service.telemetry import log, metrics
+from service.telemetry import log
 from service.users.passwords import HASHES_PER_SECOND, cores
 from service.users.routes import USERS
 from service.web import health
@@ -77,7 +76,7 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
     )
     database = Database(workers.size, Watchdog(leak_threshold=settings.leak_threshold), tracing.cursor_class)
     readiness = Readiness()
-    status = Status(Parts(workers, queue, hashing, database))
+    publisher = MetricsPublisher(workers, queue, hashing, database)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -95,7 +94,7 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
             _spare_the_collector()
             await stack.enter_async_context(workers.running())
             await stack.enter_async_context(expiring(queue, hashing, workers))
-            await stack.enter_async_context(status.telling())
+            await stack.enter_async_context(publisher.run(app.routes))
             yield {"http": http_state(queue, hashing, app.routes, traced=tracing.configured())}
 
     app = FastAPI(
@@ -122,13 +121,10 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
     for router in (
         *(resource.routes(database, route_class) for resource in resources),
         health.routes(readiness, workers, database, message=app.description, links=links),
-        admin.routes(settings),
+        admin.routes(settings, publisher),
         docs.routes(app),
     ):
         app.router.routes.extend(router.routes)  # flat, as include_router costs 8 % of a small request
-    metrics.declare(
-        (route.path_format, sorted(route.methods or ())) for route in app.routes if isinstance(route, Route)
-    )
     return app
 
 

@@ -1,5 +1,6 @@
 """GET /pool: for the operator only, and true."""
 
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -111,6 +112,25 @@ def test_it_knows_the_database_the_budget_and_the_last_minutes(service: Service,
     assert len(lengths) == 1
     assert max(number for number in pool["history"]["p99"] if number) < 30
     assert database.name not in str(pool)
+
+
+def test_the_history_counts_the_requests_of_every_endpoint_and_not_the_service_s_own(database: TestDatabase) -> None:
+    uvicorn = "-m uvicorn --factory tests.more_endpoints:create_app --port 0"
+    with Service(database.environment, argv=[sys.executable, *uvicorn.split()]) as service:
+
+        def requests() -> list[float]:
+            series: list[float] = service.client.get("/pool").json()["history"].get("requests", [])
+            return series
+
+        until(requests, "the history begins")
+        for _ in range(5):
+            assert service.client.post("/echo", json={"name": "ada", "agent": "test"}).status_code == 201
+            for path in ("/", "/livez", "/readyz", "/metrics", "/docs"):
+                assert service.client.get(path).status_code == 200
+        until(lambda: sum(requests()) >= 5, "they are in the history")
+        points = len(requests())
+        until(lambda: len(requests()) > points, "one more point")
+        assert sum(requests()) == 5
 
 
 def test_a_database_that_was_not_asked_yet_is_not_called_down(database: TestDatabase) -> None:

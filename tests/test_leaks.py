@@ -37,7 +37,9 @@ def test_a_connection_that_was_never_given_back_is_reported_once_and_counted_onc
     assert re.search(r"\[forgetful-1\] connection held for (0\.[4-9]|[1-9]\.\d) s by GET /forget:\n", reports[0])
     assert reports[0].endswith("it was never given back")
     holders = service.client.get("/pool").json()["holders"]
-    assert [holder["route"] for holder in holders if holder["route"]] == ["GET /forget"], "the census has no route"
+    assert [holder["route"] for holder in holders if holder["route"]] == ["GET /forget"], (
+        "the question of /pool to the server has no route"
+    )
     until(lambda: counted(service, "db_client_connection_cut_total") == 1, "it is cut at its deadline")
     assert counted(service, "db_client_connection_leaks_total") == 1
     assert service.log.count("connection held for") == 1

@@ -1,15 +1,20 @@
 """GET /metrics: read by Prometheus's own parser, and right for all workers together."""
 
+import shutil
 import signal
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from service.telemetry.metrics import BOUNDS, quantile
+from service.extras.admin.history import quantile
+from service.telemetry.metrics import BUCKETS
 from tests.checkout import workers
 from tests.faults.sessions import locked
 from tests.polling import until
@@ -19,6 +24,7 @@ from tests.scrape import Samples, scrape
 
 ADA = {"id": 1, "fname": "Ada", "lname": "Lovelace", "email": "ada@example.com", "password": "correct horse"}
 DURATION = "http_server_request_duration_seconds"
+TWO = {"WORKERS": "2", "WORKER_THREADS": "2"}
 FOUR = {"WORKERS": "4", "WORKER_THREADS": "2"}
 
 
@@ -67,13 +73,13 @@ def test_requests_are_counted_by_route_method_and_status(service: Service) -> No
 def test_histograms_are_whole_and_reach_from_ten_microseconds_to_ten_seconds(service: Service) -> None:
     service.client.get("/users")
     samples = scrape(service)
-    assert (BOUNDS[0], BOUNDS[-1]) == (0.00001, 10.0)
+    assert (BUCKETS[0], BUCKETS[-1]) == (0.00001, 10.0)
     for name in ("db_client_connection_use_time_seconds", "db_client_connection_wait_time_seconds"):
         found = {
             float(dict(labels)["le"]): number for (each, labels), number in samples.items() if each == f"{name}_bucket"
         }
         counts = [found[bound] for bound in sorted(found)]
-        assert len(counts) == len(BOUNDS) + 1
+        assert len(counts) == len(BUCKETS) + 1
         assert counts == sorted(counts)
         assert counts[-1] == value(samples, f"{name}_count") > 0
         assert value(samples, f"{name}_sum") > 0
@@ -123,9 +129,10 @@ def test_four_workers_are_one_service(database: TestDatabase) -> None:
         def ask(_: int) -> int:
             return httpx.get(f"{service.url}/users", timeout=30).status_code  # a connection each: any worker
 
-        until(lambda: value(scrape(service), "worker_starts_total") == 4, "all four tell of themselves")
+        until(lambda: value(scrape(service), "worker_starts_total") == 4, "all four publish")
         with ThreadPoolExecutor(8) as clients:
             assert set(clients.map(ask, range(200))) == {200}
+        until(lambda: answered(scrape(service), "/users", "GET", 200) == 200, "each has published what it counted")
         for _ in range(8):  # whoever answers
             samples = scrape(service)
             assert answered(samples, "/users", "GET", 200) == 200
@@ -133,13 +140,13 @@ def test_four_workers_are_one_service(database: TestDatabase) -> None:
         until(lambda: value(scrape(service), "db_client_connection_count", state="idle") == 8, "all are open")
 
 
-def test_counters_never_fall_when_workers_are_killed_or_replaced(database: TestDatabase) -> None:
-    with Service(database.environment | {"WORKERS": "2", "WORKER_THREADS": "2"}) as service:
-        until(lambda: value(scrape(service), "worker_starts_total") == 2, "both workers tell of themselves")
+def test_counters_never_fall_when_workers_are_killed_or_replaced(database: TestDatabase, tmp_path: Path) -> None:
+    with Service(database.environment | TWO | {"TMPDIR": str(tmp_path)}) as service:
+        until(lambda: value(scrape(service), "worker_starts_total") == 2, "both workers publish")
         for _ in range(20):
             httpx.get(f"{service.url}/users", timeout=30)
+        until(lambda: answered(scrape(service), "/users", "GET", 200) == 20, "each has published what it counted")
         before = scrape(service)
-        assert answered(before, "/users", "GET", 200) == 20
         psutil.Process(workers(service)[0]).kill()
 
         def again() -> bool:
@@ -155,12 +162,53 @@ def test_counters_never_fall_when_workers_are_killed_or_replaced(database: TestD
         assert answered(after, "/users", "GET", 200) == 20
         service.process.send_signal(signal.SIGHUP)
         until(lambda: value(scrape(service), "worker_starts_total") == 5, "both are replaced")
+        # A new worker may start while the old one still has its file.
+        assert len(list(tmp_path.glob("*/*.metrics.json"))) <= 3, "new workers adopt the files of old ones"
         assert answered(scrape(service), "/users", "GET", 200) == 20
         until(lambda: value(scrape(service), "db_client_connection_max") == 4, "only those that live are counted")
         until(
             lambda: value(scrape(service), "database_server_connections", whose="limit") == 100,
-            "one worker tells of the server",
+            "one worker asks the server",
         )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_metric_that_an_endpoint_adds_is_right_with_two_workers_that_are_killed(database: TestDatabase) -> None:
+    uvicorn = "-m uvicorn --factory tests.more_metrics:create_app --port 0 --workers 2"
+    with Service(database.environment | TWO, argv=[sys.executable, *uvicorn.split()]) as service:
+
+        def starts() -> float:
+            try:
+                return value(scrape(service), "worker_starts_total")
+            except httpx.TransportError:
+                return 0  # a worker that was killed had taken the connection
+
+        until(lambda: starts() == 2, "both workers publish")
+        for _ in range(20):
+            assert httpx.post(f"{service.url}/orders", timeout=30).status_code == 200
+        until(lambda: value(scrape(service), "orders_open") == 20, "each has published what it counted")
+        for number, pid in enumerate(workers(service), start=3):
+            psutil.Process(pid).kill()
+            until(lambda number=number: starts() == number, "another takes its place")  # type: ignore[misc]
+        samples = scrape(service)
+        assert value(samples, "orders_total", kind="book") == 20
+        assert value(samples, "order_size_bucket", le="1.0") == 0
+        assert value(samples, "order_size_bucket", le="10.0") == 20
+        assert value(samples, "order_size_sum") == 100
+        assert value(samples, "order_price_sum") == 50
+        assert value(samples, "orders_open") == 0, "a gauge is of the workers that live"
+
+
+def test_a_folder_that_cannot_be_written_costs_one_warning(database: TestDatabase, tmp_path: Path) -> None:
+    with Service(database.environment | {"TMPDIR": str(tmp_path)}) as service:
+        (folder,) = tmp_path.iterdir()
+        shutil.rmtree(folder)
+        until(lambda: "WARNING" in service.log, "it says so")
+        time.sleep(1.2)  # two more attempts
+        assert service.log.count("cannot publish") == 1
+        assert service.client.get("/users").status_code == 200
+        assert answered(scrape(service), "/users", "GET", 200) == 1
+        assert len(service.client.get("/pool").json()["workers"]) == 1
 
 
 def test_reconnects_and_cut_connections_are_counted(database: TestDatabase) -> None:
@@ -176,11 +224,11 @@ def test_reconnects_and_cut_connections_are_counted(database: TestDatabase) -> N
 
 
 def test_a_quantile_lies_between_the_bounds_it_fell_between() -> None:
-    counts = [0.0] * (len(BOUNDS) + 1)
+    counts = [0.0] * (len(BUCKETS) + 1)
     assert quantile(counts, 0.5) is None
     counts[9] = 99  # up to 1.78 ms
     counts[-1] = 1  # above 10 s
     middle = quantile(counts, 0.5)
     assert middle is not None
-    assert BOUNDS[8] < middle < BOUNDS[9]
-    assert quantile(counts, 0.999) == BOUNDS[-1]
+    assert BUCKETS[8] < middle < BUCKETS[9]
+    assert quantile(counts, 0.999) == BUCKETS[-1]

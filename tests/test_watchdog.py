@@ -18,7 +18,7 @@ from tests.polling import until
 from tests.postgres import Cluster, TestDatabase, installed
 from tests.process import Service
 
-THREADS = 5  # one more than the tests need: the census of /pool may be on it
+THREADS = 5  # one more than the tests need: the server statistics of /pool may be on it
 DEADLINE = 2.0
 LATE = 2.0  # seconds after the deadline, on a machine that is busy with something else
 SETTINGS = {
@@ -193,7 +193,7 @@ def test_a_connection_held_too_long_is_reported_once_with_route_request_and_stac
     log = service.log[before:]
     print(log)
     reports = re.findall(r".*connection held for.*", log)
-    (report,) = [report for report in reports if " by census:" not in report]  # of /pool, which may hold one, too
+    (report,) = [report for report in reports if " by server_stats:" not in report]  # of /pool, which may hold one, too
     assert re.search(r"WARNING.*connection held for (1\.[5-9]|2\.\d) s", report)
     assert "leaky-1" in report, f"it names no request: {report}"
     assert "in read_user\n" in log, "the stack leads to the endpoint"

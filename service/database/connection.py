@@ -25,11 +25,11 @@ class PooledConnection(Connection[TupleRow]):
         try:
             conn = super().connect(conninfo, **kwargs)
         except OperationalError as exc:
-            metrics.CREATE_FAILED.add()
+            metrics.CONNECTION_FAILURES.inc()
             outage.begin(exc)
             raise
         outage.end()
-        metrics.CREATE_TIME.observe(time.monotonic() - started)
+        metrics.CONNECTION_CREATE_TIME.observe(time.monotonic() - started)
         conn.opened_at = started
         conn.add_notice_handler(conn.on_notice)
         return conn

@@ -129,7 +129,7 @@ class Database:
         with self._lock:
             self._connected += 1
             if self._connected > self._size:
-                metrics.RECONNECTS.add()
+                metrics.RECONNECTS.inc()
 
     def _check(self, conn: PooledConnection) -> None:
         try:
@@ -155,7 +155,7 @@ class Checkout:
         try:
             self._conn = self._pool.getconn(patience)
         except (PoolTimeout, PoolClosed) as exc:
-            metrics.TIMEOUTS.add()
+            metrics.CONNECTION_TIMEOUTS.inc()
             if not patience and outage.error is None:
                 raise DeadlineExceeded("the request had no time left to borrow a connection") from exc
             raise connect_failure(outage.error) from exc

@@ -110,10 +110,10 @@ class Watchdog:
                 for lease in self._leases:
                     if lease.deadline and now > lease.deadline and not lease.cut:
                         lease.end()
-                        metrics.CUT.add(number=lease.cut)
+                        metrics.CONNECTIONS_CUT.inc(lease.cut)
             for lease in leaks:  # without the lock: a slow log must not keep anybody from a connection
                 lease.reported = True
-                metrics.LEAKS.add()
+                metrics.CONNECTION_LEAKS.inc()
                 lease.context.run(_report_leak, lease, now)
 
 

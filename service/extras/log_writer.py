@@ -91,7 +91,7 @@ class LogWriter:
             self._count.clear()
             with self._lock:
                 lines, self._uncounted = self._uncounted, 0
-            metrics.LOG_LINES_DROPPED.add(number=lines)
+            metrics.LOG_LINES_DROPPED.inc(lines)
             self._ending.wait(PAUSE)
 
     def _run(self, descriptor: int) -> None:

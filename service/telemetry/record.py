@@ -1,56 +1,39 @@
-"""What became of one request, noted by whoever knows it. The line in the log and the metrics are made of it."""
+"""What happened to one request. Its line in the log and its metrics are made from this."""
 
 import time
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 
-def name_of(method: str, route: str) -> str:
-    """Return what a request is called, as `GET /users/{user_id}`; one word where it has no route."""
-    return f"{method} {route}".strip()
-
-
+@dataclass(eq=False, slots=True)
 class Record:
-    """One request. Times are seconds; one that stays None did not come about."""
+    """One request. Times are in seconds; None means that it did not come to that."""
 
-    __slots__ = (
-        "code",
-        "duration",
-        "held",
-        "method",
-        "path",
-        "queued",
-        "queued_at",
-        "queued_to_hash",
-        "request_id",
-        "route",
-        "started",
-        "status",
-        "waited",
-    )
+    request_id: str
+    method: str
+    path: str  # as it was sent, without the query, which may hold an email address
+    started: float = 0.0  # on the monotonic clock; now, unless the server noticed the request earlier
+    route: str = ""  # the template; empty if none matches
+    status: int = 0  # until the response starts
+    code: str = ""  # of the problem, if the response is one
+    queued: float | None = None  # waited for a thread
+    queued_to_hash: float | None = None  # waited for a core
+    waited: float | None = None  # on the thread, for a connection
+    held: float | None = None  # had a connection
+    duration: float = 0.0
+    queued_at: float = field(init=False)  # since when it waits for a core or a thread, on the monotonic clock
 
-    def __init__(self, request_id: str, method: str, path: str, started: float = 0.0) -> None:
-        """Begin now, or at an earlier time of the monotonic clock."""
-        self.request_id = request_id
-        self.method = method
-        self.path = path  # as it was sent, without the query, in which there may be somebody's email
-        self.route = ""  # the template; empty when none fits
-        self.status = 0  # until the answer starts
-        self.code = ""  # of the problem, when it is one
-        self.queued: float | None = None  # for a thread
-        self.queued_to_hash: float | None = None  # for a core
-        self.waited: float | None = None  # on the thread, for a connection
-        self.held: float | None = None  # a connection
-        self.started = started or time.monotonic()
-        self.queued_at = self.started  # since when it waits for a core or a thread
-        self.duration = 0.0
+    def __post_init__(self) -> None:
+        """Start the clock."""
+        self.started = self.queued_at = self.started or time.monotonic()
 
     @property
     def name(self) -> str:
-        """What it is called in the log and at /pool."""
-        return name_of(self.method, self.route)
+        """The request in the log and at /pool, such as `GET /users/{user_id}`. Without a route only the method."""
+        return f"{self.method} {self.route}".strip()
 
     def end(self) -> None:
-        """End now."""
+        """Stop the clock."""
         self.duration = time.monotonic() - self.started
 
 

@@ -79,7 +79,7 @@ class Admission:
 
     def refuse(self, reason: str) -> Overloaded:
         """Count a refusal, and return what is to be raised."""
-        metrics.REFUSED.add(self.name, reason)
+        metrics.REQUESTS_REFUSED.labels(self.name, reason).inc()
         return Overloaded(reason)
 
     def try_acquire(self) -> Permit | None:
@@ -123,7 +123,7 @@ class Admission:
         self._line.leave(turn)
         self._yielding.leave(turn)
         turn.cancel()
-        metrics.ABANDONED.add(self.name)
+        metrics.REQUESTS_ABANDONED.labels(self.name).inc()
 
     def release(self) -> None:
         """Pass a permit on to the next in line. Called by the permit."""

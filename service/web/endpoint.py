@@ -114,7 +114,7 @@ class Endpoint:
         except ConnectionBroke:
             if method != "GET":
                 raise  # a write may have been carried out
-            metrics.RETRIES.add()
+            metrics.READS_RETRIED.inc()
             return await run(start_by=DEADLINE.get())
 
     async def _response(self, result: Any) -> Response:  # noqa: ANN401
@@ -128,7 +128,7 @@ async def _acquire(admission: Admission, arrival: Arrival) -> Permit:
     permit = await admission.acquire(_start_by(admission), yields=arrival.yields)
     if arrival.disconnected():
         permit.release()
-        metrics.ABANDONED.add(admission.name)
+        metrics.REQUESTS_ABANDONED.labels(admission.name).inc()
         raise ClientDisconnect
     return permit
 

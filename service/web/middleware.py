@@ -143,7 +143,7 @@ class _Exchange:
 def finish_request(record: Record) -> None:
     """End, count and log a request. Call it on the event loop."""
     record.end()
-    metrics.note(record)
+    metrics.count_request(record)
     log.log_request(record)
 
 

@@ -51,7 +51,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         """Declare the label of this code in the metrics."""
-        metrics.PROBLEMS.extend([(self.code,)])
+        metrics.PROBLEMS.labels(self.code)
 
     def members(self) -> dict[str, Any]:
         """Return the members of the problem document."""

@@ -1,1 +1,1 @@
-"""For whoever runs the service: /metrics and /pool."""
+"""For the operator: /metrics and /pool."""

@@ -1,120 +1,132 @@
-"""The last two minutes of all workers, and what is known of the database, for /pool."""
+"""The last two minutes of all workers, and the state of the database, for /pool."""
 
-import fcntl
-import json
-import os
-import threading
 import time
-from pathlib import Path
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from service.database.outage import Outage
 from service.telemetry import metrics
-from service.telemetry.board import BOARD, Row, locked
-from service.telemetry.metrics import buckets, quantile, whole
+from service.telemetry.exposition import Snapshot
+from service.telemetry.metrics import BUCKETS
+from service.telemetry.worker_files import WorkerFiles
 
-EVERY = 1.0  # seconds between two points of the history
+PERIOD = 1.0  # seconds between two points
 POINTS = 120
-NAME = "chronicle.json"
+
+FILE = "history"
 
 Json = dict[str, Any]
-Rows = list[tuple[Row, bool]]
 
 
-class Chronicle:
-    """A file that one of the workers writes once a second: whoever has the lock on it."""
+class PoolHistory:
+    """A file that the leading worker writes once a second."""
 
-    def __init__(self, outage: Outage) -> None:
-        """Be nobody's yet."""
+    def __init__(self, files: WorkerFiles, outage: Outage) -> None:
+        self.is_writer = False
+        self.server_stats: Json = {}
+        self.error = ""  # why the server gave no answer the last time it was asked
+        self._files = files
         self._outage = outage
-        self.ours = False
-        self.census: Json = {}
-        self.trouble = ""
-        self._content: Json = {}
-        self._lock = -1
-        self._busy = threading.Lock()  # a write goes on when its task was cancelled
-        self._path = Path()
+        self._content: Json = {"until": 0.0, "series": {}, "database": {"state": "unknown"}, "budget": None}
+        self._next_point = 0.0
+        self._routes: Container[str] = ()
 
-    def open(self, folder: Path) -> None:
-        """Be where all workers find it."""
-        self._path = folder / NAME
-        self._lock = os.open(folder / "chronicle.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def open(self, routes: Container[str]) -> None:
+        """Count the requests of `routes`."""
+        self._routes = routes
+        self._content = self._files.read(FILE) or self._content
 
-    def close(self) -> None:
-        """Leave it to another worker."""
-        with self._busy:
-            self.ours = False
-            os.close(self._lock)
-            self._lock = -1
+    def read(self) -> Json:
+        """Return `history`, `database` and `budget` of /pool, as the last writer left them."""
+        content = self._newest()
+        history = {"every": PERIOD, "until": content["until"] or None, **content["series"]}
+        return {"history": history, "database": content["database"], "budget": content["budget"]}
 
-    def write(self) -> None:
-        """Add a point, when it is ours to write."""
-        with self._busy:
-            if self._lock >= 0:
-                self._write()
+    def is_due(self) -> bool:
+        """Return whether this worker is to add a point now."""
+        self.is_writer = self._files.leads()
+        return self.is_writer and time.monotonic() >= self._next_point
 
-    def _write(self) -> None:
-        if not self.ours:
-            if not locked(self._lock, fcntl.LOCK_EX):
-                return
-            self.ours, self._content = True, read(self._path.parent)
-            before = self._content.get("database", {})
-            if before.get("version"):  # what the worker before this one knew, until this one has asked
-                self.census, self.trouble = {**before, "budget": self._content["budget"]}, before["trouble"] or ""
-            return
-        failure = self._outage.error
-        trouble = " ".join(str(failure).split()) if failure else self.trouble
-        metrics.UP.set(not trouble)
+    def add_point(self, snapshot: Snapshot) -> None:
+        """Add what was counted since the last point. Raises OSError."""
+        self._next_point = time.monotonic() + PERIOD
+        before = self._newest()
+        if not self.server_stats and before["database"].get("version"):  # until this worker has asked
+            self.server_stats = {**before["database"], "budget": before["budget"]}
+            self.error = before["database"]["trouble"] or ""
+        error = one_line(self._outage.error) or self.error
+        metrics.DATABASE_UP.set(not error)
+        counted = self._count(snapshot)
         self._content = {
-            **_longer(self._content, BOARD.rows()),
+            "until": time.time(),
+            "counted": counted,
+            "series": _longer_series(before, counted, snapshot.sum("admission_queued")),
             "database": {
-                "state": "down" if trouble else "up" if self.census else "unknown",
-                **{name: self.census.get(name) for name in ("version", "up_since", "latency")},
-                "trouble": trouble or None,
+                "state": "down" if error else "up" if self.server_stats else "unknown",
+                **{name: self.server_stats.get(name) for name in ("version", "up_since", "latency")},
+                "trouble": error or None,
             },
-            "budget": self.census.get("budget") if not trouble else None,
+            "budget": None if error else self.server_stats.get("budget"),
         }
-        new = self._path.with_suffix(".new")
-        new.write_text(json.dumps(self._content))
-        new.replace(self._path)
+        self._files.write(FILE, self._content)
+
+    def _newest(self) -> Json:
+        others = [content for content, _ in self._files.read_others(FILE)]
+        return max([self._content, *others], key=lambda content: content["until"])
+
+    def _count(self, snapshot: Snapshot) -> Json:
+        requests = [
+            (status, counts)
+            for (route, _, status), (_, *counts) in snapshot.histograms[metrics.REQUEST_DURATION.name].items()
+            if route in self._routes
+        ]
+        held = snapshot.histograms[metrics.CONNECTION_USE_TIME.name].values()
+        return {
+            "requests": _add_up(counts for _, counts in requests),
+            "held": _add_up(counts for _, *counts in held),
+            "refused": snapshot.sum("admission_refused_total"),
+            "errors": sum(sum(counts) for status, counts in requests if status.startswith("5")),
+        }
 
 
-def read(folder: Path) -> Json:
-    """Return what was written; nothing when nothing was."""
-    try:
-        found: Json = json.loads((folder / NAME).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found
-
-
-def _longer(content: Json, rows: Rows) -> Json:
-    """Return the history with one point more: what came about since the last one."""
-    users = [labels for labels in metrics.REQUESTS.places if labels[0].startswith("/users")]
-    now: Json = {
-        "answers": buckets(rows, metrics.REQUESTS, users),
-        "held": buckets(rows, metrics.USE_TIME),
-        "refused": whole(rows, metrics.REFUSED),
-        "errors": sum(buckets(rows, metrics.REQUESTS, [labels for labels in users if labels[2][0] == "5"])),
-    }
-    before = content.get("counted", now)
-    answers, held = (
-        [new - old for new, old in zip(now[name], before[name], strict=True)] for name in ("answers", "held")
+def _longer_series(before: Json, counted: Json, queued: float) -> dict[str, list[float | None]]:
+    """Return each series of `before` with one more point: what was counted since then."""
+    last = before.get("counted", counted)
+    requests, held = (
+        [new - old for new, old in zip(counted[name], last[name], strict=True)] for name in ("requests", "held")
     )
-    refused = now["refused"] - before["refused"]
+    refused = counted["refused"] - last["refused"]
     point = {
-        "requests": sum(answers),
+        "requests": sum(requests),
         "refused": refused,
-        "failed": max(0.0, now["errors"] - before["errors"] - refused),
-        "p50": quantile(answers, 0.5),
-        "p99": quantile(answers, 0.99),
+        "failed": max(0.0, counted["errors"] - last["errors"] - refused),
+        "p50": quantile(requests, 0.5),
+        "p99": quantile(requests, 0.99),
         "held_p50": quantile(held, 0.5),
         "held_p99": quantile(held, 0.99),
-        "queued": whole(rows, metrics.QUEUED),
+        "queued": queued,
     }
-    history = content.get("history", {})
-    return {
-        "until": time.time(),
-        "counted": now,
-        "history": {name: [*history.get(name, []), value][-POINTS:] for name, value in point.items()},
-    }
+    return {name: [*before["series"].get(name, []), value][-POINTS:] for name, value in point.items()}
+
+
+def quantile(counts: Sequence[float], share: float) -> float | None:
+    """Return the value that `share` of the observations do not exceed, interpolated in its bucket; None without any."""
+    rank = share * sum(counts)
+    if not rank:
+        return None
+    below = 0.0
+    for lower, upper, number in zip((0.0, *BUCKETS), (*BUCKETS, BUCKETS[-1]), counts, strict=True):
+        if number and below + number >= rank:
+            return lower + (upper - lower) * (rank - below) / number
+        below += number
+    return BUCKETS[-1]
+
+
+def _add_up(counts: Iterable[Sequence[float]]) -> list[float]:
+    """Return the count of each bucket, those above the last bound included."""
+    return [sum(bucket) for bucket in zip([0.0] * (len(BUCKETS) + 1), *counts, strict=True)]
+
+
+def one_line(error: Exception | None) -> str:
+    """Return the message of an error without line breaks; nothing if there is no error."""
+    return " ".join(str(error).split()) if error else ""

@@ -1,23 +1,23 @@
-"""For whoever runs the service: /metrics for Prometheus, /pool for eyes and for programs.
+"""For the operator: /metrics for Prometheus, /pool for people and programs.
 
-Neither asks the database, and neither waits for a thread of the users' requests.
+Neither asks the database, and neither waits for a thread that runs endpoints.
 """
 
 import ipaddress
 import secrets
 from base64 import b64decode
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from service.extras.admin import publisher
-from service.extras.admin.single_flight import Shared
+from service.extras.admin.publisher import MetricsPublisher
+from service.extras.admin.single_flight import SingleFlight
 from service.settings import Settings
-from service.telemetry import exposition
 from service.web.problems import Problem, render
 from service.web.responses import json_response
 
@@ -35,7 +35,7 @@ WRONG_KEY = Problem(
 PAGE = Path(__file__).parent / "page"
 FILES = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
-# Nothing but the page's own three files and its own questions; no style or script in the page itself.
+# The page may load its own three files and ask its own service. Inline styles and scripts are forbidden.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self';"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -49,16 +49,16 @@ HEADERS = {
 }
 
 
-def routes(settings: Settings) -> APIRouter:
+def routes(settings: Settings, publisher: MetricsPublisher) -> APIRouter:
     """Return the routes of the operator."""
     router = APIRouter(include_in_schema=False)
     refused = _access(settings)
-    exposed = Shared(exposition.render)
-    view = Shared(partial(publisher.view, settings.workers))
+    rendered_metrics = SingleFlight(publisher.metrics)
+    pool_state = SingleFlight(publisher.pool)
 
     @router.get("/metrics")
     async def metrics() -> Response:
-        return Response(await exposed.get(), media_type=exposition.CONTENT_TYPE)
+        return Response(await rendered_metrics.get(), media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/pool")
     async def pool(request: Request) -> Response:
@@ -66,7 +66,7 @@ def routes(settings: Settings) -> APIRouter:
             return render(problem)
         if "text/html" in request.headers.get("accept", ""):
             return Response(_read("pool.html"), 200, HEADERS, "text/html")
-        return json_response(await view.get(), headers=HEADERS)
+        return json_response(await pool_state.get(), headers=HEADERS)
 
     @router.get("/pool/{name}")
     async def file(name: str, request: Request) -> Response:
@@ -80,7 +80,7 @@ def routes(settings: Settings) -> APIRouter:
 
 
 def _access(settings: Settings) -> Callable[[Request], Problem | None]:
-    """Return what tells why a request may not see the pool: with a key, who has it may; without, this machine may."""
+    """Return the check of a request: whoever has the key may see the pool; without a key, this machine may."""
     if settings.operator_key is None:
         return lambda request: None if _from_here(request) else OPERATOR_ONLY
     key = settings.operator_key.get_secret_value().encode()
@@ -88,10 +88,10 @@ def _access(settings: Settings) -> Callable[[Request], Problem | None]:
 
 
 def _from_here(request: Request) -> bool:
-    """Tell whether a program or a browser on this machine asks.
+    """Return whether a program or a browser on this machine asks.
 
-    The name it was asked by must be this machine's own: a web page could point a name of its own here. A proxy on
-    this machine asks for somebody else.
+    The host it asks for must be a name of this machine: a web page could let a name of its own resolve to it. A proxy
+    on this machine asks for somebody else.
     """
     client = request.client.host if request.client else ""
     try:

@@ -1,12 +1,14 @@
-"""What PostgreSQL says of itself, for those who look at the pool."""
+"""What PostgreSQL says about itself."""
 
 import time
 from typing import Any
 
 from service.database.pool import Database
 
+NAME = "server_stats"  # in the log, where a request has its route
+
 # `reserved_connections` came with PostgreSQL 16.
-SELECT_CENSUS = """
+SELECT_SERVER_STATS = """
     SELECT current_setting('server_version'),
            extract(epoch FROM pg_postmaster_start_time())::float8,
            current_setting('max_connections')::int,
@@ -19,15 +21,18 @@ SELECT_CENSUS = """
 """
 
 
-def census(database: Database) -> dict[str, Any]:
-    """Ask, as any request does. Takes two round trips. Raises what `Database.connection` does."""
+def server_stats(database: Database) -> dict[str, Any]:
+    """Return the server's version, start, latency and connections. Takes two round trips.
+
+    Raises what `Database.connection` raises.
+    """
     with database.connection() as conn:
-        began = time.perf_counter()
+        started = time.perf_counter()
         conn.execute("SELECT 1")
-        latency = time.perf_counter() - began
-        row = conn.execute(SELECT_CENSUS).fetchone()
+        latency = time.perf_counter() - started
+        row = conn.execute(SELECT_SERVER_STATS).fetchone()
     assert row is not None  # noqa: S101 - an aggregate has one row
-    version, up_since, limit, reserved, ours, everybody = row
+    version, up_since, limit, reserved, ours, total = row
     return {
         "version": version,
         "up_since": up_since,
@@ -35,8 +40,8 @@ def census(database: Database) -> dict[str, Any]:
         "budget": {
             "limit": limit,
             "ours": ours,
-            "others": everybody - ours,
+            "others": total - ours,
             "reserved": reserved,
-            "free": max(0, limit - reserved - everybody),
+            "free": max(0, limit - reserved - total),
         },
     }

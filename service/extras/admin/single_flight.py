@@ -1,4 +1,4 @@
-"""What takes long to make, made once for all who ask for it in the meantime."""
+"""Build an expensive result once for all who ask for it at the same time."""
 
 import asyncio
 import time
@@ -9,34 +9,34 @@ from anyio import to_thread
 
 T = TypeVar("T")
 
-PAUSE = 9  # times what it took of a core to make: however many ask, a tenth of a core goes there
-LONGEST = 1.0  # seconds of pause
+PAUSE = 9  # times the CPU time of a build: however many ask, builds take a tenth of a core
+MAX_PAUSE = 1.0  # seconds
 
 
-class Shared(Generic[T]):
-    """To be used on one event loop only."""
+class SingleFlight(Generic[T]):
+    """Use it on one event loop only."""
 
-    def __init__(self, make: Callable[[], T]) -> None:
-        """Make it with `make`, on a thread that is spare."""
-        self._make = make
-        self._turn = asyncio.Lock()
-        self._next: asyncio.Task[T] | None = None  # not begun: what it will tell is no older than who waits for it
+    def __init__(self, build: Callable[[], T]) -> None:
+        """Build with `build`, on a spare thread."""
+        self._build = build
+        self._running = asyncio.Lock()
+        self._next: asyncio.Task[T] | None = None  # not begun: its result is no older than the question
         self._not_before = 0.0
 
     async def get(self) -> T:
-        """Return what is true now or a moment later. Raises what making it does."""
+        """Return a result that was built after this call. Raises what `build` raises."""
         if self._next is None:
             self._next = asyncio.create_task(self._run())
         return await asyncio.shield(self._next)
 
     async def _run(self) -> T:
-        async with self._turn:
+        async with self._running:
             await asyncio.sleep(self._not_before - time.monotonic())
             self._next = None
-            made, used = await to_thread.run_sync(self._timed)
-            self._not_before = time.monotonic() + min(LONGEST, PAUSE * used)
-        return made
+            result, cpu_time = await to_thread.run_sync(self._timed)
+            self._not_before = time.monotonic() + min(MAX_PAUSE, PAUSE * cpu_time)
+        return result
 
     def _timed(self) -> tuple[T, float]:
-        began = time.thread_time()
-        return self._make(), time.thread_time() - began
+        started = time.thread_time()
+        return self._build(), time.thread_time() - started

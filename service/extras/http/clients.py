@@ -98,7 +98,7 @@ class Clients:
             self._evict_one(each)
 
     def _evict_one(self, client: Client) -> None:
-        metrics.EVICTED.add()
+        metrics.CLIENTS_EVICTED.inc()
         self.remove(client)  # at once: its connection may take a moment to close
         client.close()
 

@@ -1,0 +1,89 @@
+"""What the threads, queues and connections of this worker do at the moment."""
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from service.database.pool import Database
+from service.web.admission import Admission
+from service.web.workers import Workers
+
+Json = dict[str, Any]
+
+
+class PoolState(Collector):
+    """As JSON for /pool, and as gauges for /metrics."""
+
+    def __init__(self, workers: Workers, queue: Admission, hashing: Admission, database: Database) -> None:
+        self._workers = workers
+        self._queue = queue
+        self._hashing = hashing
+        self._database = database
+        self._since = time.time()
+        self._connections = (0, 0, 0)
+
+    def sample_connections(self) -> None:
+        """Read how many connections are open, how many were in use at once since the last call, how many threads wait.
+
+        Only one caller may do so: each call starts a new high-water mark.
+        """
+        self._connections = self._database.connections()
+
+    def json(self) -> Json:
+        """Return one worker of /pool, and `holders`: since when and by which route each connection is held."""
+        idle = max(0, self._workers.idle)
+        ready = max(0, -self._workers.idle)  # calls that wait for a thread
+        hashes = min(self._hashing.in_flight, self._hashing.limit)
+        size = self._workers.size
+        opened, used, _ = self._connections
+        return {
+            "pid": os.getpid(),
+            "since": self._since,
+            "threads": {"size": size, "busy": size - idle},
+            "connections": {"size": size, "open": opened, "used": used},
+            "queue": {"length": self._queue.length + self._queue.backlog, "waiting": self._queue.waiting + ready},
+            "hashing": {
+                "size": self._hashing.limit,
+                "busy": hashes,
+                "waiting": self._hashing.waiting + self._hashing.in_flight - hashes,
+            },
+            "holders": self._database.holders(),
+        }
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield the gauges."""
+        state = self.json()
+        threads, hashing, connections = state["threads"], state["hashing"], state["connections"]
+        queued = {"threads": state["queue"]["waiting"], "hashing": hashing["waiting"]}
+        yield _gauge("admission_queued", "Requests that wait for a thread, or for a core to hash on.", queue=queued)
+        yield _gauge("admission_in_progress", "Requests admitted and not answered.", self._queue.in_flight)
+        yield _gauge("worker_threads", "Threads that run endpoints.", state=_states(threads["size"], threads["busy"]))
+        yield _gauge("hashing_cores", "Cores that may hash.", state=_states(hashing["size"], hashing["busy"]))
+        yield _gauge(
+            "db_client_connection_count",
+            "Open connections. used: the most at once within half a second.",
+            state=_states(connections["open"], connections["used"]),
+        )
+        yield _gauge("db_client_connection_max", "Connections that may be open.", connections["size"])
+        yield _gauge(
+            "db_client_connection_pending_requests",
+            "Threads that wait for a connection, which happens only during an outage.",
+            self._connections[2],
+        )
+
+
+def _gauge(name: str, documentation: str, value: float | None = None, **label: dict[str, float]) -> GaugeMetricFamily:
+    """Return a gauge that has one value, or one for each value of its label."""
+    gauge = GaugeMetricFamily(name, documentation, value, labels=list(label) or None)
+    for values in label.values():
+        for labelvalue, number in values.items():
+            gauge.add_metric([labelvalue], number)
+    return gauge
+
+
+def _states(size: int, used: int) -> dict[str, float]:
+    return {"used": used, "idle": size - used}
