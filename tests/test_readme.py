@@ -1,7 +1,5 @@
-import os
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -13,6 +11,7 @@ from service.web.problems import CORS_REFUSED, HEAD_TOO_LARGE, MALFORMED_REQUEST
 from tests.process import CHECKOUT, Service
 
 README = (CHECKOUT / "README.md").read_text()
+READMES = ["README.md", "service/README.md", "tests/README.md", "tests/bench/README.md"]
 TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00")
 
 
@@ -33,12 +32,6 @@ def test_every_curl_of_the_readme_answers_what_the_readme_shows(service: Service
         real = command.replace("localhost:8000", service.url.removeprefix("http://"))
         done = subprocess.run(["bash", "-c", real], capture_output=True, text=True, check=False)
         assert TIME.sub("TIME", done.stdout.replace("\r", "")) == TIME.sub("TIME", shown), command
-
-
-def test_make_help_prints_what_the_readme_shows() -> None:
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of `make test`
-    done = subprocess.run(["make", "help"], cwd=CHECKOUT, env=outside, capture_output=True, text=True, check=True)
-    assert ("make help", done.stdout) in consoles()
 
 
 def test_every_make_target_of_the_readme_exists() -> None:
@@ -75,15 +68,20 @@ def test_the_readme_lists_every_code_of_an_error_with_its_status() -> None:
     assert sorted(set(rows)) == sorted({(problem.code, str(problem.status)) for problem in problems})
 
 
-@pytest.mark.parametrize("folder", [CHECKOUT, CHECKOUT / "service"])
-def test_every_file_that_a_readme_links_to_exists(folder: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", (folder / "README.md").read_text())
-    assert links
-    assert [link for link in links if not (folder / link).exists()] == []
+@pytest.mark.parametrize("name", READMES)
+def test_every_file_that_a_readme_links_to_exists(name: str) -> None:
+    readme = CHECKOUT / name
+    links = re.findall(r"\]\(([^)#]+)\)", readme.read_text())
+    assert [link for link in links if not (readme.parent / link).exists()] == []
 
 
-def test_every_test_that_the_readme_names_exists() -> None:
-    named = re.findall(r"`(test_\w+)`", README)
+def test_every_test_that_a_readme_names_exists() -> None:
+    text = "".join((CHECKOUT / name).read_text() for name in READMES)
+    named = re.findall(r"`(test_\w+)`", text)
     files = [path.read_text() for path in (CHECKOUT / "tests").rglob("test_*.py")]
-    assert len(named) > 10
+    assert len(named) > 40
     assert [name for name in named if not any(f"def {name}(" in text for text in files)] == []
+
+
+def test_the_first_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 200

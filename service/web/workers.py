@@ -15,6 +15,7 @@ from typing import Any
 
 from anyio import to_thread
 
+from service.telemetry import metrics
 from service.telemetry.record import RECORD
 from service.web.admission import LATE, Overloaded
 
@@ -107,6 +108,7 @@ class Workers:
         """Refuse the calls that should have begun; the oldest are in front."""
         for call in list(self._ready):
             if call.start_by < now and self._remove(call):
+                metrics.REQUESTS_REFUSED.labels("threads", LATE).inc()
                 call.fail(Overloaded(LATE))
 
     def _remove(self, call: Call) -> bool:
