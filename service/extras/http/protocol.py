@@ -53,7 +53,7 @@ class ClientState(Enum):
 
     IDLE = auto()  # a head, which may have begun
     SEND_BODY = auto()  # the rest of a body
-    DONE = auto()  # nothing: its request is whole, and what follows stays in the buffer
+    DONE = auto()  # nothing: its request is whole, or QUEUED; what follows stays in the buffer
     CLOSED = auto()  # nothing: no more is read
 
 
@@ -66,7 +66,7 @@ class ServiceState(Enum):
 
 
 class Charge(NamedTuple):
-    """A response that took no thread. The next request of its client may have to wait for it."""
+    """What a response that took no thread cost: the next request of its client may have to wait for it."""
 
     backoff: Backoff
     cost: float
