@@ -44,12 +44,10 @@ class Database:
         """Have no connection until `open()`, which calls `cursor_class`."""
         self.outage = Outage()
         self._size = size
-        self._watchdog = watchdog
+        self.watchdog = watchdog
         self._cursor_class = cursor_class
         self._session_setup = b""
-        self._connected = 0  # how many times
         self._drained_at = 0.0
-        self._lock = threading.Lock()
         self._closed = threading.Event()
         self._pool: ConnectionPool[PooledConnection] | None = None
 
@@ -71,11 +69,10 @@ class Database:
             min_size=self._size,
             max_size=self._size,
             open=True,
-            configure=self._on_connect,
             check=self._check,
             reconnect_timeout=RECONNECT_TIMEOUT,
         )
-        self._watchdog.start()
+        self.watchdog.start()
         threading.Thread(target=self._refill, args=(self._pool,), name="refill", daemon=True).start()
 
     def connection(self) -> AbstractContextManager[PooledConnection]:
@@ -86,7 +83,7 @@ class Database:
         """
         if self._pool is None:
             raise DatabaseUnavailable("not connected yet")
-        checkout = Checkout(self, self._pool, self._watchdog)
+        checkout = Checkout(self, self._pool)
         return self._set_up(checkout) if self._session_setup else checkout
 
     @contextmanager
@@ -102,20 +99,14 @@ class Database:
             self._drained_at = time.monotonic()
             self._pool.drain()
 
-    def connections(self) -> tuple[int, int, int]:
-        """Return how many are open, the most in use at once since the last call, and how many threads wait for one."""
-        stats = self._pool.get_stats() if self._pool else {}
-        size = stats.get("pool_size", 0)
-        return size, min(size, self._watchdog.high_water()), stats.get("requests_waiting", 0)
-
-    def holders(self) -> list[tuple[float, str]]:
-        """Return since when each connection in use is held, and for which route; the longest first."""
-        return self._watchdog.holders()
+    def stats(self) -> dict[str, int]:
+        """Return the statistics of psycopg_pool; none before `open()`."""
+        return self._pool.get_stats() if self._pool else {}
 
     def close(self) -> None:
         """Close every connection; one that is lent is closed when it comes back."""
         self._closed.set()
-        self._watchdog.stop()
+        self.watchdog.stop()
         if self._pool:
             self._pool.close()
 
@@ -124,12 +115,6 @@ class Database:
         while not self._closed.wait(RECONNECT_TIMEOUT):
             if pool.get_stats()["pool_size"] < self._size:
                 pool.check()
-
-    def _on_connect(self, _conn: PooledConnection) -> None:
-        with self._lock:
-            self._connected += 1
-            if self._connected > self._size:
-                metrics.RECONNECTS.inc()
 
     def _check(self, conn: PooledConnection) -> None:
         try:
@@ -144,10 +129,10 @@ class Checkout:
 
     __slots__ = ("_conn", "_database", "_lease", "_pool", "_record", "_watchdog")
 
-    def __init__(self, database: Database, pool: ConnectionPool[PooledConnection], watchdog: Watchdog) -> None:
+    def __init__(self, database: Database, pool: ConnectionPool[PooledConnection]) -> None:
         self._database = database
         self._pool = pool
-        self._watchdog = watchdog
+        self._watchdog = database.watchdog
 
     def __enter__(self) -> PooledConnection:
         outage, started = self._database.outage, time.monotonic()

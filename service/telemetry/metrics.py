@@ -61,7 +61,6 @@ CONNECTION_FAILURES = Counter("db_client_connection_create_failed_total", "Faile
 CONNECTION_TIMEOUTS = Counter("db_client_connection_timeouts_total", "Threads that waited for a connection in vain.")
 CONNECTION_LEAKS = Counter("db_client_connection_leaks_total", "Connections held longer than LEAK_THRESHOLD.")
 CONNECTIONS_CUT = Counter("db_client_connection_cut_total", "Connections shut down at the deadline of their request.")
-RECONNECTS = Counter("db_client_connection_reconnects_total", "Connections opened in place of lost ones.")
 
 DATABASE_UP = Gauge("database_up", "1 while connections can be opened, otherwise 0.")
 DATABASE_LATENCY = Gauge("database_latency_seconds", "Duration of the last SELECT 1.")

@@ -5,10 +5,10 @@ from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from service.database.outage import Outage
+from service.extras.admin.exposition import Snapshot
+from service.extras.admin.worker_files import WorkerFiles
 from service.telemetry import metrics
-from service.telemetry.exposition import Snapshot
 from service.telemetry.metrics import BUCKETS
-from service.telemetry.worker_files import WorkerFiles
 
 PERIOD = 1.0  # seconds between two points
 POINTS = 120

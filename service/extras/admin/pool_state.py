@@ -5,7 +5,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from service.database.pool import Database
@@ -16,7 +17,7 @@ Json = dict[str, Any]
 
 
 class PoolState(Collector):
-    """As JSON for /pool, and as gauges for /metrics."""
+    """As JSON for /pool, and as metrics."""
 
     def __init__(self, workers: Workers, queue: Admission, hashing: Admission, database: Database) -> None:
         self._workers = workers
@@ -24,14 +25,11 @@ class PoolState(Collector):
         self._hashing = hashing
         self._database = database
         self._since = time.time()
-        self._connections = (0, 0, 0)
+        self._used = 0
 
     def sample_connections(self) -> None:
-        """Read how many connections are open, how many were in use at once since the last call, how many threads wait.
-
-        Only one caller may do so: each call starts a new high-water mark.
-        """
-        self._connections = self._database.connections()
+        """Read how many connections were in use at once since the last call. Only one caller may do so."""
+        self._used = self._database.watchdog.high_water()
 
     def json(self) -> Json:
         """Return one worker of /pool, and `holders`: since when and by which route each connection is held."""
@@ -39,24 +37,25 @@ class PoolState(Collector):
         ready = max(0, -self._workers.idle)  # calls that wait for a thread
         hashes = min(self._hashing.in_flight, self._hashing.limit)
         size = self._workers.size
-        opened, used, _ = self._connections
+        opened = self._database.stats().get("pool_size", 0)
         return {
             "pid": os.getpid(),
             "since": self._since,
             "threads": {"size": size, "busy": size - idle},
-            "connections": {"size": size, "open": opened, "used": used},
+            "connections": {"size": size, "open": opened, "used": min(opened, self._used)},
             "queue": {"length": self._queue.length + self._queue.backlog, "waiting": self._queue.waiting + ready},
             "hashing": {
                 "size": self._hashing.limit,
                 "busy": hashes,
                 "waiting": self._hashing.waiting + self._hashing.in_flight - hashes,
             },
-            "holders": self._database.holders(),
+            "holders": self._database.watchdog.holders(),
         }
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield the gauges."""
-        state = self.json()
+    def collect(self) -> Iterator[Metric]:
+        """Yield the gauges, and the one counter that psycopg_pool keeps."""
+        state, stats = self.json(), self._database.stats()
+        connected = stats.get("connections_num", 0) - stats.get("connections_errors", 0)
         threads, hashing, connections = state["threads"], state["hashing"], state["connections"]
         queued = {"threads": state["queue"]["waiting"], "hashing": hashing["waiting"]}
         yield _gauge("admission_queued", "Requests that wait for a thread, or for a core to hash on.", queue=queued)
@@ -72,7 +71,12 @@ class PoolState(Collector):
         yield _gauge(
             "db_client_connection_pending_requests",
             "Threads that wait for a connection, which happens only during an outage.",
-            self._connections[2],
+            stats.get("requests_waiting", 0),
+        )
+        yield CounterMetricFamily(
+            "db_client_connection_reconnects",
+            "Connections opened in place of lost ones.",
+            max(0, connected - self._workers.size),
         )
 
 

@@ -18,13 +18,13 @@ from starlette.routing import BaseRoute
 from service.database.errors import DatabaseFailure
 from service.database.pool import Database
 from service.database.watchdog import DEADLINE
+from service.extras.admin.exposition import AllWorkers, Snapshot
 from service.extras.admin.history import Json, PoolHistory, one_line
 from service.extras.admin.pool_state import PoolState
 from service.extras.admin.server_stats import NAME, server_stats
+from service.extras.admin.worker_files import WorkerFiles
 from service.telemetry import metrics
-from service.telemetry.exposition import AllWorkers, Snapshot
 from service.telemetry.record import RECORD, Record
-from service.telemetry.worker_files import WorkerFiles
 from service.web.admission import Admission, Overloaded
 from service.web.endpoint import Endpoint
 from service.web.workers import Workers

@@ -9,9 +9,9 @@ from prometheus_client import REGISTRY, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from service.extras.admin.worker_files import WorkerFiles
 from service.telemetry.fast_histogram import Series
 from service.telemetry.metrics import FAST_HISTOGRAMS
-from service.telemetry.worker_files import WorkerFiles
 
 FILE = "metrics"
 
