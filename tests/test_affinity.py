@@ -1,7 +1,6 @@
 """Each worker keeps to a core of its own."""
 
 import os
-import re
 from pathlib import Path
 
 from service.users.passwords import NICE
@@ -14,21 +13,16 @@ from tests.users import new_user
 CORES = os.sched_getaffinity(0)
 
 
-def kept(pid: int) -> list[set[int]]:
+def pinned(pid: int) -> list[set[int]]:
     """Return the cores that each thread of a process may use."""
     return [os.sched_getaffinity(int(thread.name)) for thread in Path(f"/proc/{pid}/task").iterdir()]
 
 
-def told(service: Service) -> list[str]:
-    return re.findall(r"this worker keeps to core \d+|every core has its worker already", service.log)
-
-
-def test_a_worker_keeps_all_its_threads_to_one_core_or_says_that_none_is_free(service: Service) -> None:
+def test_all_threads_of_a_worker_are_pinned_to_one_core(service: Service) -> None:
     assert service.client.get("/users").status_code == 200
-    found = kept(service.process.pid)
+    found = pinned(service.process.pid)
     assert all(cores == found[0] for cores in found), found
-    core = re.search(r"this worker keeps to core (\d+)", service.log)
-    assert found[0] == ({int(core[1])} if core else CORES)
+    assert len(found[0]) == 1
 
 
 def test_hashing_uses_every_core_and_stands_back_for_all_else(database: TestDatabase) -> None:
@@ -41,17 +35,18 @@ def test_hashing_uses_every_core_and_stands_back_for_all_else(database: TestData
         assert os.sched_getaffinity(hashing[0]) == CORES
 
 
-def test_no_two_workers_keep_to_the_same_core(database: TestDatabase) -> None:
+def test_two_workers_share_a_core_only_if_there_are_more_workers_than_cores(database: TestDatabase) -> None:
     count = len(CORES) + 1
     settings = database.environment | {"WORKERS": str(count), "WORKER_THREADS": "1"}
     with Service(settings) as service:
-        until(lambda: len(told(service)) >= count, "each has said what it does")
-        alone = [cores for pid in workers(service) if len(cores := kept(pid)[0]) == 1]
-    assert len({core for cores in alone for core in cores}) == len(alone)
-    assert any("every core" in words for words in told(service))
+        until(lambda: service.log.count("this worker keeps to core") == count, "each worker has a core")
+        used = {core for pid in workers(service) for core in pinned(pid)[0]}
+        assert service.log.count("which it shares") >= 1
+    if service.log.count("which it shares") == 1:  # or another test has a service that has a core
+        assert used == CORES
 
 
 def test_it_can_be_left_to_the_scheduler(database: TestDatabase) -> None:
     with Service(database.environment | {"WORKER_AFFINITY": "false"}) as service:
-        assert all(cores == CORES for cores in kept(service.process.pid))
-        assert not told(service)
+        assert all(cores == CORES for cores in pinned(service.process.pid))
+        assert "keeps to core" not in service.log
