@@ -1,5 +1,7 @@
 """A second resource gets everything that users have, with nothing but its own few files."""
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,14 @@ from tests.test_schema import waiters
 from tests.users import create
 
 SCHEMA = Path(__file__).with_name("schema.sql").read_bytes()
-ONE_THREAD = {"WORKER_THREADS": "1", "QUEUE_LENGTH": "0", "LOCK_TIMEOUT": "1"}
+ONE_THREAD = {"WORKER_THREADS": "1", "QUEUE_LENGTH": "0"}
+SHORT = {"LOCK_TIMEOUT": "1", "STATEMENT_TIMEOUT": "1.5", "LEAK_THRESHOLD": "2", "REQUEST_DEADLINE": "3"}
+
+SELECT_WAITING = """
+    SELECT pid
+    FROM pg_locks
+    WHERE relation = 'orders'::regclass AND NOT granted
+"""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +38,7 @@ def service(database: TestDatabase) -> Iterator[Service]:
     with database.connect() as conn:
         conn.execute(SCHEMA)
     uvicorn = "-m uvicorn --factory tests.orders.app:create_app --port 0"
-    settings = {**database.environment, **ONE_THREAD}
+    settings = {**database.environment, **ONE_THREAD, **SHORT}
     with Service(settings, argv=[sys.executable, *uvicorn.split()]) as service:
         yield service
 
@@ -80,7 +89,7 @@ def test_a_user_with_an_order_cannot_be_deleted(
     assert client.delete(path).status_code == 204
 
 
-def test_the_queue_and_the_time_limits_apply(service: Service, client: httpx.Client, database: TestDatabase) -> None:
+def test_the_queue_and_the_lock_timeout_apply(service: Service, client: httpx.Client, database: TestDatabase) -> None:
     with database.connect() as conn, ThreadPoolExecutor() as executor, conn.transaction():
         conn.execute("LOCK TABLE orders")
         blocked = executor.submit(httpx.get, f"{service.url}/orders", timeout=30)
@@ -88,6 +97,22 @@ def test_the_queue_and_the_time_limits_apply(service: Service, client: httpx.Cli
         is_problem(client.get("/orders"), 503, "overloaded")
         is_problem(blocked.result(), 504, "deadline-exceeded")
     assert client.get("/orders").status_code == 200
+
+
+def test_a_request_ends_at_its_deadline_though_the_database_is_silent(
+    service: Service, client: httpx.Client, database: TestDatabase
+) -> None:
+    with database.connect() as conn, ThreadPoolExecutor() as executor, conn.transaction():
+        conn.execute("LOCK TABLE orders")
+        blocked = executor.submit(httpx.get, f"{service.url}/orders", timeout=30)
+        [(pid,)] = until(lambda: conn.execute(SELECT_WAITING).fetchall(), "the request waits for the lock")
+        os.kill(pid, signal.SIGSTOP)  # so PostgreSQL cannot end the statement by its own timeouts
+        try:
+            problem = is_problem(blocked.result(), 504, "deadline-exceeded")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    assert problem["title"] == "The database did not answer in time"
+    until(lambda: client.get("/orders").status_code == 200, "a new connection serves")
 
 
 def test_the_index_links_to_orders(client: httpx.Client) -> None:
