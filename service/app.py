@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio.to_thread
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from service import settings as environment
 from service.database.pool import Database
@@ -33,8 +34,8 @@ from service.web import health
 from service.web.admission import Admission
 from service.web.endpoint import Resources, endpoint_route
 from service.web.health import Readiness
-from service.web.middleware import BugMiddleware, RequestMiddleware
-from service.web.problems import PROBLEMS, install
+from service.web.middleware import ProblemMiddleware, RequestMiddleware
+from service.web.problems import PROBLEMS
 from service.web.resource import Resource
 from service.web.waiting_line import expiring
 from service.web.workers import BACKLOG, Workers
@@ -109,12 +110,6 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
     table = dict(PROBLEMS)
     for resource in resources:
         table.update(resource.problems)
-    install(app, table)
-    app.add_middleware(BugMiddleware, table=table)  # innermost; the last one added is outermost
-    if settings.allowed_origins:
-        app.add_middleware(Cors, origins=settings.allowed_origins)
-    app.add_middleware(tracing.HideQuery)
-    app.add_middleware(RequestMiddleware, max_body_size=settings.max_body_size)
 
     route_class = endpoint_route(Resources(workers, queue, hashing, settings.request_deadline))
     links = {resource.path.strip("/"): resource.path for resource in resources}
@@ -125,6 +120,13 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
         docs.routes(app),
     ):
         app.router.routes.extend(router.routes)  # flat, as include_router costs 8 % of a small request
+
+    # In place of FastAPI's own stack, of which five layers would do nothing here.
+    stack: ASGIApp = ProblemMiddleware(app.router, table=table)
+    if settings.allowed_origins:
+        stack = Cors(stack, origins=settings.allowed_origins)
+    stack = tracing.HideQuery(stack)
+    app.middleware_stack = RequestMiddleware(stack, max_body_size=settings.max_body_size)
     return app
 
 

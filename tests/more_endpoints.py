@@ -25,7 +25,7 @@ class Session(BaseModel):
 async def current_user(authorization: Annotated[str, Header()]) -> str:
     """Return who asks. It runs on the event loop, so it must not wait for anything."""
     if not authorization.startswith("Bearer "):
-        raise HTTPException(404)
+        raise HTTPException(401, "Give a bearer token.", {"WWW-Authenticate": "Bearer"})
     return authorization.removeprefix("Bearer ")
 
 

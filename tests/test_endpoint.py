@@ -31,7 +31,9 @@ def test_a_dependency_is_solved_and_what_it_yields_is_ended(client: httpx.Client
 
 
 def test_what_a_dependency_refuses_is_a_problem(client: httpx.Client) -> None:
-    is_problem(client.get("/session", headers={"Authorization": "Basic x"}), 404, "not-found")
+    refused = client.get("/session", headers={"Authorization": "Basic x"})
+    assert is_problem(refused, 401, "unauthorized")["detail"] == "Give a bearer token."
+    assert refused.headers["WWW-Authenticate"] == "Bearer"
     problem = is_problem(client.get("/session"), 422, "invalid-request")
     assert problem["errors"][0]["loc"] == ["header", "authorization"]
 

@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from service.web.endpoint import EventLoopRoute
 from service.web.responses import json_response
 
 ASSETS = {
@@ -49,7 +50,7 @@ PROBLEM_SCHEMA = {
 
 def routes(app: FastAPI) -> APIRouter:
     """Return the routes of the documentation. The OpenAPI document is made from `app.routes` at the first request."""
-    router = APIRouter(include_in_schema=False)
+    router = APIRouter(route_class=EventLoopRoute, include_in_schema=False)
 
     @cache
     def openapi() -> Response:

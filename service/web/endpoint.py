@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute, serialize_response
 from pydantic_core import PydanticUndefined
@@ -48,17 +49,31 @@ class Resources:
     deadline: float  # seconds from the end of a request's body to its response
 
 
-def endpoint_route(resources: Resources) -> type[APIRoute]:
-    """Return the class of the routes whose endpoints run on a thread, each a plain `def`."""
+class EndpointRoute(APIRoute):
+    """A route whose endpoint, a plain `def`, runs on a worker thread."""
 
-    class EndpointRoute(APIRoute):
-        def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:  # noqa: ANN401
-            if inspect.iscoroutinefunction(endpoint):
-                raise TypeError(f"{endpoint.__name__} runs on a thread: write it with a plain def")
-            super().__init__(path, endpoint, **kwargs)
-            self.app = Endpoint(self, resources)
+    resources: Resources
 
-    return EndpointRoute
+    def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:  # noqa: ANN401 - FastAPI's
+        if inspect.iscoroutinefunction(endpoint):
+            raise TypeError(f"{endpoint.__name__} runs on a thread: write it with a plain def")
+        super().__init__(path, endpoint, **kwargs)
+        self.app = Endpoint(self, self.resources)
+        if self.app.arguments.have_dependencies:
+            self.app = AsyncExitStackMiddleware(self.app)  # closes what a dependency opened
+
+
+class EventLoopRoute(APIRoute):
+    """A route whose endpoint, an `async def` that waits for nothing slow, runs on the event loop."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:  # noqa: ANN401 - FastAPI's
+        super().__init__(path, endpoint, **kwargs)
+        self.app = AsyncExitStackMiddleware(self.app)
+
+
+def endpoint_route(resources: Resources) -> type[EndpointRoute]:
+    """Return the class of the routes that share `resources`."""
+    return type("EndpointRoute", (EndpointRoute,), {"resources": resources})
 
 
 class Endpoint:
@@ -66,7 +81,7 @@ class Endpoint:
 
     def __init__(self, route: APIRoute, resources: Resources) -> None:
         self._route = route
-        self._arguments = Arguments(route)
+        self.arguments = Arguments(route)
         self._hashes: Callable[[Any], bool] = getattr(route.endpoint, "hashes", lambda _: False)
         self._resources = resources
 
@@ -84,7 +99,7 @@ class Endpoint:
             body = await read_json(Request(scope, receive), timeout=self._resources.deadline)  # 400, 408, 413, 415
             record.queued_at = time.monotonic()
         DEADLINE.set(record.queued_at + self._resources.deadline)
-        arguments = await self._arguments.read(Request(scope, receive), body)  # 422
+        arguments = await self.arguments.read(Request(scope, receive), body)  # 422
 
         with (
             await self._permit_to_hash(arrival, body),  # 503

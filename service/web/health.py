@@ -10,6 +10,7 @@ from starlette.responses import Response
 from service.database.errors import DatabaseFailure
 from service.database.pool import Database
 from service.database.watchdog import DEADLINE
+from service.web.endpoint import EventLoopRoute
 from service.web.problems import Problem, problem_responses, render
 from service.web.responses import json_response
 from service.web.workers import Workers
@@ -47,7 +48,7 @@ def routes(
     readiness: Readiness, workers: Workers, database: Database, *, message: str, links: Mapping[str, str]
 ) -> APIRouter:
     """Return the routes of /, /livez and /readyz. GET / answers with `message` and `links`, such as users: /users."""
-    router = APIRouter(tags=["service"])
+    router = APIRouter(route_class=EventLoopRoute, tags=["service"])
     index = {"message": message, **links, "docs": "/docs", "readyz": "/readyz"}
 
     @router.get("/", operation_id="root", summary="Where are things?", responses=_example(index))

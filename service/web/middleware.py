@@ -1,22 +1,26 @@
-"""What happens to every request, whatever its path: one plain ASGI middleware, outermost.
+"""What happens to every request, whatever its path, in two plain ASGI middlewares.
 
-It names the request, accepts a trailing slash, lets GET answer HEAD, limits the body, and counts and logs the
-outcome. A second one, innermost, answers for a bug.
+The outermost names the request, accepts a trailing slash, lets GET answer HEAD, limits the body, and counts and logs
+the outcome. The innermost turns exceptions into responses.
 """
 
 import asyncio
 import logging
 import random
 import re
+from http import HTTPStatus
 
+from fastapi.exceptions import RequestValidationError
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.routing import Match, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.telemetry import log, metrics
 from service.telemetry.record import RECORD, Record
 from service.web.arrival import Arrival
 from service.web.bodies import BodyTooLarge
-from service.web.problems import MALFORMED_REQUEST, STOPPING, ProblemTable, find, render
+from service.web.problems import MALFORMED_REQUEST, STOPPING, ProblemTable, invalid_fields, problem_of, render
 
 logger = logging.getLogger(__name__)
 
@@ -55,25 +59,28 @@ class RequestMiddleware:
             finish_request(record)
 
 
-class BugMiddleware:
-    """Logs an unexpected exception and answers 500, inside CORS, so that a web page can read it."""
+class ProblemMiddleware:
+    """Innermost: turns exceptions into responses, by one table. Inside CORS, so that a web page can read them."""
 
-    def __init__(self, app: ASGIApp, *, table: ProblemTable) -> None:
-        """Answer from the row of Exception in `table`."""
-        self.app = app
+    def __init__(self, router: Router, *, table: ProblemTable) -> None:
+        """Wrap `router`."""
+        self.router = router
         self.table = table
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
+        if scope["type"] != "http":
+            await self.router(scope, receive, send)
+            return
         started = False
 
-        async def noted(message: Message) -> None:
+        async def send_noted(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
         try:
-            await self.app(scope, receive, noted)
+            await self.router(scope, receive, send_noted)
         except ClientDisconnect:
             pass  # nobody reads a response
         except asyncio.CancelledError:  # by the server, when the time for a graceful shutdown is over
@@ -81,9 +88,29 @@ class BugMiddleware:
                 await render(STOPPING)(scope, receive, send)
             raise
         except Exception as exc:
-            logger.exception("unhandled %s", type(exc).__name__)
+            response = self._response(scope, exc)
+            if started or response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
+                logger.exception("unhandled %s", type(exc).__name__)
             if not started:
-                await render(find(self.table, exc))(scope, receive, send)
+                await response(scope, receive, send)
+
+    def _response(self, scope: Scope, exc: Exception) -> Response:
+        problem = problem_of(self.table, exc)
+        if isinstance(exc, RequestValidationError):
+            return render(problem, errors=invalid_fields(exc))
+        if problem.status == HTTPStatus.METHOD_NOT_ALLOWED:
+            return render(problem, headers={"Allow": ", ".join(self._methods(scope))})
+        return render(problem)
+
+    def _methods(self, scope: Scope) -> list[str]:
+        """Return every method of the request's path, which may have several routes."""
+        methods = {
+            method
+            for route in self.router.routes
+            if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE
+            for method in route.methods or ()
+        }
+        return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 class _Exchange:

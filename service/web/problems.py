@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Response
 from fastapi.exceptions import RequestValidationError
 from psycopg import IntegrityError, errors
 from starlette.exceptions import HTTPException
-from starlette.routing import Match, Route
 
 from service.database.errors import (
     ConnectionBroke,
@@ -164,28 +163,22 @@ ENDPOINT_PROBLEMS = (RequestValidationError, Overloaded, DatabaseUnavailable, De
 BODY_PROBLEMS = (MalformedJson, UnsupportedMediaType, BodyTooLarge, BodyTooSlow)
 
 
-def install(app: FastAPI, table: ProblemTable) -> None:
-    """Answer each exception in `table` with its problem, but leave Exception, a bug, to BugMiddleware."""
-
-    async def answer(request: Request, exc: Exception) -> Response:
-        problem = find(table, exc)
-        if isinstance(exc, RequestValidationError):
-            return render(problem, errors=[_error(error) for error in exc.errors()[:MAX_ERRORS]])
-        if isinstance(exc, HTTPException) and exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            return render(problem, headers={"Allow": ", ".join(_methods(app, request))})
-        return render(problem)
-
-    app.add_exception_handler(HTTPException, answer)
-    for kind in table:
-        if kind is not Exception:
-            app.add_exception_handler(kind, answer)
-
-
-def find(table: ProblemTable, exc: Exception) -> Problem:
-    """Return the problem of `exc`."""
+def problem_of(table: ProblemTable, exc: Exception) -> Problem:
+    """Return the problem of `exc`: the row of its class or its nearest base class."""
     if isinstance(exc, HTTPException):
-        return table[exc.status_code]
+        return table.get(exc.status_code) or _problem_of_status(exc)
     return next(table[kind] for kind in type(exc).__mro__ if kind in table)
+
+
+def _problem_of_status(exc: HTTPException) -> Problem:
+    """Return the problem of an HTTPException whose status has no row, such as a dependency's 401."""
+    phrase = HTTPStatus(exc.status_code).phrase
+    return Problem(phrase.lower().replace(" ", "-"), exc.status_code, phrase, exc.detail, exc.headers or {})
+
+
+def invalid_fields(exc: RequestValidationError) -> list[dict[str, Any]]:
+    """Return what does not fit, without its values: one may be a password."""
+    return [_error(error) for error in exc.errors()[:MAX_ERRORS]]
 
 
 def render(problem: Problem, *, headers: Mapping[str, str] | None = None, **members: Any) -> Response:  # noqa: ANN401
@@ -233,17 +226,6 @@ def _example(problem: Problem) -> dict[str, Any]:
 
 
 def _error(error: Mapping[str, Any]) -> dict[str, Any]:
-    # Leave out `input` and `ctx`: they repeat the value, which may be a password.
+    # Leave out `input` and `ctx`: they repeat the value.
     loc = [part if isinstance(part, int) else str(part)[:MAX_NAME] for part in error["loc"]]
     return {"loc": loc, "msg": error["msg"], "type": error["type"]}
-
-
-def _methods(app: FastAPI, request: Request) -> list[str]:
-    """Return every method of the request's path, which may have several routes."""
-    methods = {
-        method
-        for route in app.routes
-        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
-        for method in route.methods or ()
-    }
-    return sorted(methods | {"HEAD"} if "GET" in methods else methods)

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 
 import psycopg
-from fastapi.routing import APIRoute
 from prometheus_client import REGISTRY, generate_latest
 from starlette.routing import BaseRoute
 
@@ -26,7 +25,7 @@ from service.extras.admin.worker_files import WorkerFiles
 from service.telemetry import metrics
 from service.telemetry.record import RECORD, Record
 from service.web.admission import Admission, Overloaded
-from service.web.endpoint import Endpoint
+from service.web.endpoint import EndpointRoute
 from service.web.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -54,9 +53,7 @@ class MetricsPublisher:
     async def run(self, routes: Iterable[BaseRoute]) -> AsyncIterator[None]:
         """Publish while the block runs. Raises OSError when temporary files cannot be written."""
         self._files.open()
-        self._history.open(
-            {route.path_format for route in routes if isinstance(route, APIRoute) and isinstance(route.app, Endpoint)}
-        )
+        self._history.open({route.path_format for route in routes if isinstance(route, EndpointRoute)})
         REGISTRY.register(self._state)
         metrics.WORKER_STARTS.inc()
         self._metrics.open()

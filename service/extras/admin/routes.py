@@ -18,6 +18,7 @@ from starlette.responses import Response
 from service.extras.admin.publisher import MetricsPublisher
 from service.extras.admin.single_flight import SingleFlight
 from service.settings import Settings
+from service.web.endpoint import EventLoopRoute
 from service.web.problems import Problem, render
 from service.web.responses import json_response
 
@@ -51,7 +52,7 @@ HEADERS = {
 
 def routes(settings: Settings, publisher: MetricsPublisher) -> APIRouter:
     """Return the routes of the operator."""
-    router = APIRouter(include_in_schema=False)
+    router = APIRouter(route_class=EventLoopRoute, include_in_schema=False)
     refused = _access(settings)
     rendered_metrics = SingleFlight(publisher.metrics)
     pool_state = SingleFlight(publisher.pool)

@@ -10,13 +10,12 @@ from collections.abc import Iterable
 from http import HTTPStatus
 
 import httptools
-from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
 from service.extras.http.raw_response import Headers, response_bytes
 from service.telemetry.record import Record
 from service.web.admission import Admission, Overloaded
-from service.web.endpoint import Endpoint
+from service.web.endpoint import EndpointRoute
 from service.web.middleware import finish_request, request_id
 from service.web.problems import PROBLEMS, problem_response
 
@@ -30,9 +29,7 @@ class EarlyQueue:
         """Queue the reads of those `routes` that run on a thread."""
         self.admission = admission
         self._routes = [
-            route
-            for route in routes
-            if isinstance(route, APIRoute) and isinstance(route.app, Endpoint) and "GET" in (route.methods or ())
+            route for route in routes if isinstance(route, EndpointRoute) and "GET" in (route.methods or ())
         ]
         paths = {re.escape(route.path_format.partition("/{")[0].encode()) for route in self._routes}
         self._beginning = re.compile(rb"(?:GET|HEAD) (?:%s)[/? ]" % b"|".join(paths))
