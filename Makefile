@@ -1,6 +1,6 @@
 # The default target lists the others.
 .DEFAULT_GOAL := help
-.PHONY: help install run serve test test-system bench load check schema clean
+.PHONY: help install run serve test test-system bench load check schema clean clean-data
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -54,6 +54,9 @@ check: .venv/.tests ## lint, format and types
 schema: .venv/.service ## apply schema.sql to the configured database
 	@exec $(BIN)/python -m service schema
 
-clean: ## remove what was made: .venv, caches, and the embedded PostgreSQL with its data
-	@rm -rf .venv .data .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
+clean: ## remove what was made, but no data: .venv and caches
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
 	@find service tests -name __pycache__ -prune -exec rm -rf {} +
+
+clean-data: ## delete the data of the embedded PostgreSQL, after a question
+	@read -p "Delete all users in .data? [y/N] " answer; if [ "$$answer" = y ]; then rm -rf .data; else echo "Nothing was deleted."; fi
