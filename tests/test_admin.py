@@ -96,11 +96,11 @@ def test_it_shows_who_holds_connections_who_waits_and_who_the_workers_are(
 
 
 def test_it_knows_the_database_the_budget_and_the_last_minutes(service: Service, database: TestDatabase) -> None:
-    def told() -> bool:
+    def asked() -> bool:
         pool = service.client.get("/pool").json()
         return bool(pool["database"].get("version") and pool["budget"] and pool["budget"]["ours"] == 4)
 
-    until(told, "a worker has asked the database")
+    until(asked, "a worker has asked the database")
     for _ in range(5):
         service.client.get("/users")
     until(lambda: sum(service.client.get("/pool").json()["history"]["requests"]) > 0, "the requests are in the history")

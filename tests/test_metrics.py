@@ -133,7 +133,7 @@ def test_four_workers_are_one_service(database: TestDatabase) -> None:
         with ThreadPoolExecutor(8) as clients:
             assert set(clients.map(ask, range(200))) == {200}
         until(lambda: answered(scrape(service), "/users", "GET", 200) == 200, "each has published what it counted")
-        for _ in range(8):  # whoever answers
+        for _ in range(8):  # whichever worker answers
             samples = scrape(service)
             assert answered(samples, "/users", "GET", 200) == 200
             assert value(samples, "db_client_connection_max") == 8

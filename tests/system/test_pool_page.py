@@ -134,15 +134,15 @@ def test_it_draws_the_workers_the_last_minutes_and_the_budget(page: Page, servic
         expect(page.locator(f".{row} .cells :is(.taken, .shut)")).to_have_count(0)
     expect(page.locator("#sentence")).to_have_text("2 workers, 8 connections: 0 in use, nobody waits")
     expect(page.locator("#announcement")).to_contain_text("Has room")
-    told = {
+    expected = {
         "Throughput": r"served \d+ now, [1-9]\d* at most; refused 0 now, 0 at most",
         "Latency": r"p50 .+ now, [\d.]+ (µs|ms|s) at most",
         "Queued": r"waiting 0 now, 0 at most",
         "Connection held": r"p99 .+ now, [\d.]+ (µs|ms|s) at most",
     }
-    expect(page.locator("figure h3")).to_have_text(list(told))
+    expect(page.locator("figure h3")).to_have_text(list(expected))
     with Load(service.url, clients=1):
-        for title, words in told.items():
+        for title, words in expected.items():
             figure = page.locator("figure", has=page.get_by_role("heading", name=title))
             expect(figure.get_by_role("img")).to_have_accessible_name(re.compile(words))
             expect(figure.locator(".layers .line").last).to_have_attribute("d", re.compile(r"^M[\d.]+ [\d.]+"))

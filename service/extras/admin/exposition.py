@@ -101,7 +101,7 @@ class AllWorkers(Collector):
         """Return a snapshot of all workers: 2 to 5 ms."""
         try:
             total = self.publish()  # what was shown is not lost when this worker is killed
-        except OSError:  # whoever publishes regularly reports it
+        except OSError:  # the thread that publishes regularly reports it
             total = self._own()
         for content, is_alive in self._files.read_others(FILE):
             total.add_json(content, gauges=is_alive)

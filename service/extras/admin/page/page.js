@@ -1,10 +1,9 @@
-// Draws what GET /pool tells, twice a second. Nodes are made once and changed in place, and what is told is only ever
-// set as text.
+// Draws GET /pool twice a second. Nodes are made once and changed in place. Data is only ever set as text, not as HTML.
 "use strict";
 
 const EVERY = 500; // milliseconds between two questions
 const PATIENCE = 2000; // milliseconds for an answer
-const SAY_EVERY = 5000; // milliseconds: a screen reader is told no more often
+const ANNOUNCE_EVERY = 5000; // milliseconds between two texts for a screen reader
 const CELLS = 128; // threads of a worker above which a bar is drawn
 const ALL_CELLS = 2048; // of all workers together, likewise
 const HOLDERS = 6; // shown: the panel is as high as these
@@ -45,11 +44,11 @@ const html = (name) => document.createElement(name);
 const svg = (name) => document.createElementNS("http://www.w3.org/2000/svg", name);
 const fromTemplate = (id) => byId(id).content.firstElementChild.cloneNode(true);
 
-function write(node, text) {
+function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-function dress(node, name) {
+function setClass(node, name) {
   if (node.getAttribute("class") !== name) node.setAttribute("class", name);
 }
 
@@ -57,7 +56,7 @@ function attributes(node, values) {
   for (const [name, value] of Object.entries(values)) node.setAttribute(name, value);
 }
 
-// Have `parent` hold one node for each of `items`: those it has are drawn anew, and only what lacks is made.
+// Have `parent` hold one node for each of `items`: nodes that exist are drawn again, and only missing ones are made.
 function each(parent, items, make, draw) {
   while (parent.children.length > items.length) parent.lastElementChild.remove();
   while (parent.children.length < items.length) parent.append(make());
@@ -95,32 +94,32 @@ function judge({ workers, history, database }) {
   return [full ? "full" : "room", `${use}, ${wait}`];
 }
 
-const announced = { state: "", at: -SAY_EVERY };
+const announced = { state: "", at: -ANNOUNCE_EVERY };
 
 function drawHeadline(state, sentence) {
   byId("headline").dataset.state = state;
   byId("shape").setAttribute("d", SHAPES[state]);
-  write(byId("word"), WORDS[state]);
-  write(byId("sentence"), sentence);
-  write(document.querySelector("title"), `${WORDS[state]} – pool`);
-  if (state !== announced.state && performance.now() - announced.at >= SAY_EVERY) {
+  setText(byId("word"), WORDS[state]);
+  setText(byId("sentence"), sentence);
+  setText(document.querySelector("title"), `${WORDS[state]} – pool`);
+  if (state !== announced.state && performance.now() - announced.at >= ANNOUNCE_EVERY) {
     Object.assign(announced, { state, at: performance.now() });
-    write(byId("announcement"), `${WORDS[state]}: ${sentence}`);
+    setText(byId("announcement"), `${WORDS[state]}: ${sentence}`);
   }
 }
 
 // --- Workers ---
 
 function drawCells(slots, size, taken, open) {
-  dress(slots, `slots cells ${size <= 16 ? "large" : size <= 48 ? "medium" : "small"}`);
+  setClass(slots, `slots cells ${size <= 16 ? "large" : size <= 48 ? "medium" : "small"}`);
   each(slots, Array(size).fill(), () => html("i"), (cell, _, index) =>
-    dress(cell, index < taken ? "taken" : index < open ? "" : "shut"));
+    setClass(cell, index < taken ? "taken" : index < open ? "" : "shut"));
 }
 
 function drawBar(slots, size, taken) {
-  dress(slots, "slots bar");
+  setClass(slots, "slots bar");
   each(slots, [taken], () => html("i"), (bar) => {
-    dress(bar, "taken");
+    setClass(bar, "taken");
     bar.style.transform = `scaleX(${size ? Math.min(1, taken / size) : 0})`;
   });
 }
@@ -128,16 +127,16 @@ function drawBar(slots, size, taken) {
 function drawRow(row, draw, size, taken, { open = size, note = "" } = {}) {
   const [slots, number] = row.querySelectorAll("dd");
   draw(slots, size, taken, open);
-  dress(number, size && taken >= size ? "number full" : "number");
-  write(number.firstChild, note);
-  write(number.lastChild, `${count(taken)} / ${count(size)}`);
+  setClass(number, size && taken >= size ? "number full" : "number");
+  setText(number.firstChild, note);
+  setText(number.lastChild, `${count(taken)} / ${count(size)}`);
 }
 
 function drawWorker(card, worker, draw, now) {
   const { queue, threads, connections, hashing } = worker;
   const row = (name) => card.querySelector(`.${name}`);
-  write(row("pid"), `Worker ${worker.pid}`);
-  write(row("since"), `since ${moment(worker.since, now)}, ${span(now - worker.since)}`);
+  setText(row("pid"), `Worker ${worker.pid}`);
+  setText(row("since"), `since ${moment(worker.since, now)}, ${span(now - worker.since)}`);
   drawRow(row("queue"), drawBar, queue.length, queue.waiting);
   drawRow(row("threads"), draw, threads.size, threads.busy);
   const shut = connections.size - connections.open;
@@ -160,7 +159,7 @@ const HEIGHT = 172;
 const EDGE = { top: 26, right: 6, bottom: 22, left: 54 };
 const SPAN = 120; // seconds
 
-// A scale has its ticks, and tells how high a value is, from 0 at the bottom to 1.
+// A scale has ticks. `share` returns the height of a value, from 0 at the bottom to 1.
 function linear(values) {
   const most = Math.max(4, ...values);
   const power = 10 ** Math.floor(Math.log10(most));
@@ -224,16 +223,16 @@ function drawGrid(figure, plot, scale, width, y) {
   }, (tick, value, index) => {
     attributes(tick.firstChild, { x1: EDGE.left, x2: width - EDGE.right, y1: y(value), y2: y(value) });
     attributes(tick.lastChild, { x: EDGE.left - 8, y: y(value) + 4 });
-    dress(tick, index ? "" : "floor");
-    write(tick.lastChild, plot.tick(value));
+    setClass(tick, index ? "" : "floor");
+    setText(tick.lastChild, plot.tick(value));
   });
   each(figure.querySelector(".ages"), ["2 min ago", "1 min ago", "now"], () => svg("text"), (text, words, index) => {
     attributes(text, { x: EDGE.left + (index / 2) * (width - EDGE.left - EDGE.right), y: HEIGHT - 4 });
-    write(text, words);
+    setText(text, words);
   });
 }
 
-function drawPlot(figure, plot, history, age, speak) {
+function drawPlot(figure, plot, history, age, announce) {
   const names = Object.keys(plot.series);
   const series = Object.values(plot.series).map((of) => of(history) ?? []);
   const drawn = plot.stacked ? stack(series) : series;
@@ -246,8 +245,8 @@ function drawPlot(figure, plot, history, age, speak) {
   const x = (index) => Math.max(EDGE.left,
     width - EDGE.right - (age + (series[0].length - 1 - index) * history.every) * second);
   attributes(chart, { viewBox: `0 0 ${width} ${HEIGHT}`, height: HEIGHT });
-  write(figure.querySelector("h3"), plot.title);
-  write(figure.querySelector(".unit"), plot.unit);
+  setText(figure.querySelector("h3"), plot.title);
+  setText(figure.querySelector(".unit"), plot.unit);
   drawGrid(figure, plot, scale, width, y);
   // The highest first, so that the others lie before it.
   each(figure.querySelector(".layers"), names.toReversed(), () => {
@@ -258,29 +257,30 @@ function drawPlot(figure, plot, history, age, speak) {
     const number = names.length - 1 - index;
     const below = number ? (point) => y(drawn[number - 1][point]) : plot.scale === linear ? () => bottom : null;
     const { line, area } = paths(drawn[number], x, y, below);
-    dress(layer, name);
+    setClass(layer, name);
     attributes(layer.firstChild, { d: area ?? "", class: "area" });
     attributes(layer.lastChild, { d: line, class: "line" });
   });
   each(figure.querySelector(".legend"), names, () => withParts(html("li"), "span", "b"), (item, name, index) => {
-    dress(item, name);
-    write(item.firstChild, name);
-    write(item.lastChild, plot.show(last(series[index])));
+    setClass(item, name);
+    setText(item.firstChild, name);
+    setText(item.lastChild, plot.show(last(series[index])));
   });
-  if (speak) {
-    const told = names.map((name, index) => `${name} ${plot.show(last(series[index]))} now, `
+  if (announce) {
+    const texts = names.map((name, index) => `${name} ${plot.show(last(series[index]))} now, `
       + `${plot.show(series[index].length ? Math.max(...series[index]) : null)} at most`);
-    chart.setAttribute("aria-label", `${plot.title}, ${plot.unit}: ${told.join("; ")}`);
+    chart.setAttribute("aria-label", `${plot.title}, ${plot.unit}: ${texts.join("; ")}`);
   }
 }
 
-let spoken = -SAY_EVERY;
+let announcedPlotsAt = -ANNOUNCE_EVERY;
 
 function drawPlots(history, now) {
   const age = Math.min(SPAN, Math.max(0, now - (history.until ?? now)));
-  const speak = performance.now() - spoken >= SAY_EVERY;
-  if (speak) spoken = performance.now();
-  each(byId("plots"), PLOTS, () => fromTemplate("plot"), (figure, plot) => drawPlot(figure, plot, history, age, speak));
+  const announce = performance.now() - announcedPlotsAt >= ANNOUNCE_EVERY;
+  if (announce) announcedPlotsAt = performance.now();
+  each(byId("plots"), PLOTS, () => fromTemplate("plot"),
+    (figure, plot) => drawPlot(figure, plot, history, age, announce));
 }
 
 // --- Holders, the database, totals ---
@@ -289,11 +289,12 @@ function drawHolders(holders) {
   const table = byId("holders").querySelector("table");
   const more = holders.length - HOLDERS;
   each(table.tBodies[0], holders.slice(0, HOLDERS), () => withParts(html("tr"), "td", "td", "td"), (row, holder) => {
-    write(row.cells[0], holder.route || "the service itself");
-    write(row.cells[1], `${holder.worker}`);
-    write(row.cells[2], duration(holder.seconds));
+    setText(row.cells[0], holder.route || "the service itself");
+    setText(row.cells[1], `${holder.worker}`);
+    setText(row.cells[2], duration(holder.seconds));
   });
-  write(byId("more-holders"), !holders.length ? "Nobody holds a connection." : more > 0 ? `and ${count(more)} more` : "");
+  setText(byId("more-holders"),
+    !holders.length ? "Nobody holds a connection." : more > 0 ? `and ${count(more)} more` : "");
 }
 
 const BUDGET = { ours: "ours", others: "others’", reserved: "reserved", free: "free" };
@@ -301,22 +302,22 @@ const BUDGET = { ours: "ours", others: "others’", reserved: "reserved", free: 
 function drawDatabase(database, budget, now) {
   const up = database.state === "up";
   byId("database-state").dataset.state = database.state;
-  write(byId("database-state"), database.state);
-  write(byId("database-version"), database.version ? `PostgreSQL ${database.version}` : "–");
+  setText(byId("database-state"), database.state);
+  setText(byId("database-version"), database.version ? `PostgreSQL ${database.version}` : "–");
   const since = up && database.up_since;
-  write(byId("database-since"), since ? `${moment(since, now)}, ${span(now - since)}` : "–");
-  write(byId("database-latency"), duration(up ? database.latency : null));
-  write(byId("trouble"), database.trouble ?? "");
-  write(byId("budget-limit"), budget ? `limit ${count(budget.limit)}` : "not known now");
+  setText(byId("database-since"), since ? `${moment(since, now)}, ${span(now - since)}` : "–");
+  setText(byId("database-latency"), duration(up ? database.latency : null));
+  setText(byId("trouble"), database.trouble ?? "");
+  setText(byId("budget-limit"), budget ? `limit ${count(budget.limit)}` : "not known now");
   const parts = Object.entries(BUDGET).map(([name, words]) => [name, words, budget?.[name]]);
   each(byId("budget-bar"), parts, () => html("i"), (part, [name, , number]) => {
-    dress(part, name);
+    setClass(part, name);
     part.style.flexGrow = number ?? 0;
   });
   each(byId("budget-legend"), parts, () => withParts(html("li"), "span", "b"), (item, [name, words, number]) => {
-    dress(item, name);
-    write(item.firstChild, words);
-    write(item.lastChild, count(number));
+    setClass(item, name);
+    setText(item.firstChild, words);
+    setText(item.lastChild, count(number));
   });
 }
 
@@ -327,8 +328,8 @@ const TOTALS = {
 
 function drawNumbers(list, numbers) {
   each(list, numbers, () => withParts(html("div"), "dt", "dd"), (item, [words, number]) => {
-    write(item.firstChild, words);
-    write(item.lastChild, count(number));
+    setText(item.firstChild, words);
+    setText(item.lastChild, count(number));
   });
 }
 
@@ -337,7 +338,7 @@ function drawTotals(totals) {
   const problems = Object.entries(totals.problems).sort(([, one], [, other]) => other - one);
   drawNumbers(byId("problems"), problems);
   byId("problems").hidden = !problems.length;
-  write(byId("no-problems"), problems.length ? "" : "None.");
+  setText(byId("no-problems"), problems.length ? "" : "None.");
 }
 
 // --- Asking ---
@@ -345,7 +346,7 @@ function drawTotals(totals) {
 function draw(pool) {
   document.body.classList.remove("stale");
   drawHeadline(...judge(pool));
-  write(byId("clock"), moment(pool.at, pool.at));
+  setText(byId("clock"), moment(pool.at, pool.at));
   drawWorkers(pool.workers, pool.at);
   drawPlots(pool.history, pool.at);
   drawHolders(pool.holders);
@@ -376,7 +377,7 @@ let timer = 0;
 
 async function poll() {
   const began = performance.now();
-  const [pool, trouble] = await ask().then((told) => [told, ""], (error) => [null, error.message]);
+  const [pool, trouble] = await ask().then((json) => [json, ""], (error) => [null, error.message]);
   clearTimeout(timer); // of a poll that was under way when the page was hidden and shown again
   if (!document.hidden) timer = setTimeout(poll, Math.max(50, EVERY - (performance.now() - began)));
   if (pool) {
