@@ -75,7 +75,7 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
         queue_length=min(settings.queue_length, int(at_once * HASHES_PER_SECOND * settings.queue_wait)),
         queue_wait=settings.queue_wait,
     )
-    database = Database(workers.size, Watchdog(leak_threshold=settings.leak_threshold), tracing.cursor_class)
+    database = Database(workers.size, Watchdog(leak_threshold=settings.leak_threshold), tracing.connection_class)
     readiness = Readiness()
     publisher = MetricsPublisher(workers, queue, hashing, database)
 

@@ -160,5 +160,5 @@ def test_no_span_says_who_somebody_is_or_what_the_password_was(service: Service,
 
 
 def test_without_an_exporter_nothing_is_traced() -> None:
-    """And the pool's cursors are psycopg's own, so that it costs nothing: see database/pool.py."""
+    """And the pool's connections make no spans, so that it costs nothing: see extras/tracing.py."""
     assert not tracing.configured()

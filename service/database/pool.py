@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 
-from psycopg import Cursor, Error, OperationalError, errors
-from psycopg.rows import TupleRow
+from psycopg import Error, OperationalError, errors
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from service.database.connection import PooledConnection
@@ -34,18 +33,21 @@ from service.telemetry.record import RECORD
 # 300 s a pool came back 46 s after a long outage, at 0.5 s 0.07 s.
 RECONNECT_TIMEOUT = 0.5
 
-CursorClass = type[Cursor[TupleRow]]
-
 
 class Database:
     """The pool of one worker process: `size` connections for `size` threads."""
 
-    def __init__(self, size: int, watchdog: Watchdog, cursor_class: Callable[[], CursorClass] = lambda: Cursor) -> None:
-        """Have no connection until `open()`, which calls `cursor_class`."""
+    def __init__(
+        self,
+        size: int,
+        watchdog: Watchdog,
+        connection_class: Callable[[], type[PooledConnection]] = lambda: PooledConnection,
+    ) -> None:
+        """Have no connection until `open()`, which calls `connection_class`."""
         self.outage = Outage()
         self._size = size
         self.watchdog = watchdog
-        self._cursor_class = cursor_class
+        self._connection_class = connection_class
         self._session_setup = b""
         self._drained_at = 0.0
         self._closed = threading.Event()
@@ -64,8 +66,8 @@ class Database:
         self._session_setup = session.session_setup.encode()
         self._pool = ConnectionPool(
             conninfo,
-            connection_class=PooledConnection,
-            kwargs={**session.arguments, "outage": self.outage, "cursor_factory": self._cursor_class()},
+            connection_class=self._connection_class(),
+            kwargs={**session.arguments, "outage": self.outage},
             min_size=self._size,
             max_size=self._size,
             open=True,

@@ -1,14 +1,17 @@
 """Traces, by FastAPI's own support for OpenTelemetry, and a span for each query. Off without an exporter."""
 
 import re
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any
 
 from fastapi.telemetry import TelemetryConfig
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
-from psycopg import Cursor, Error
+from psycopg import Error
 from psycopg.rows import TupleRow
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.database.connection import PooledConnection
 
 # With OTEL_EXPORTER_OTLP_ENDPOINT set, FastAPI exports. Its metrics and logs would be those of one worker each: ours
 # are at /metrics and on standard output.
@@ -25,9 +28,9 @@ def configured() -> bool:
     return span.is_recording()  # and is never ended, so that it goes nowhere itself
 
 
-def cursor_class() -> type[Cursor[TupleRow]]:
-    """Return the class of the cursors of all connections. To be asked when the application has started."""
-    return TracedCursor if configured() else Cursor
+def connection_class() -> type[PooledConnection]:
+    """Return the class of all connections. To be asked when the application has started."""
+    return TracedConnection if configured() else PooledConnection
 
 
 class HideQuery:
@@ -43,22 +46,21 @@ class HideQuery:
         await self.app(scope, receive, send)
 
 
-class TracedCursor(Cursor[TupleRow]):
+class TracedConnection(PooledConnection):
     """Has a span for each statement, with its text as it is written here: no value is in it."""
 
-    def execute(self, query: Any, params: Any = None, **options: Any) -> Self:  # noqa: ANN401 - as psycopg has them
-        """Carry out a statement."""
-        text = " ".join((query.decode() if isinstance(query, bytes) else str(query)).split())
+    def row(self, query: str, params: Mapping[str, Any]) -> TupleRow | None:
+        """Run a statement."""
+        text = " ".join(query.split())
         operation, found = text.partition(" ")[0].upper(), TABLE.search(text)
         table = found[1].replace('"', "") if found else ""
-        info = self.connection.info
         attributes = {
             "db.system.name": "postgresql",
-            "db.namespace": info.dbname,
+            "db.namespace": self.info.dbname,
             "db.operation.name": operation,
             "db.query.text": text,
-            "server.address": info.host,
-            "server.port": info.port,
+            "server.address": self.info.host,
+            "server.port": self.info.port,
             **({"db.collection.name": table} if table else {}),
         }
         with _TRACER.start_as_current_span(
@@ -66,7 +68,7 @@ class TracedCursor(Cursor[TupleRow]):
             record_exception=False, set_status_on_exception=False,  # its words may quote a row
         ) as span:  # fmt: skip
             try:
-                return super().execute(query, params, **options)
+                return super().row(query, params)
             except Error as exc:
                 span.set_status(StatusCode.ERROR)
                 span.set_attribute("error.type", type(exc).__qualname__)

@@ -184,7 +184,7 @@ REPLACE_HASH = """
 
 def replace_hash(conn: PooledConnection, user_id: int, old: str, new: str) -> None:
     """Replace the hash `old`, unless the password was changed in the meantime."""
-    conn.execute(REPLACE_HASH, {"id": user_id, "old": old, "new": new})
+    conn.row(REPLACE_HASH, {"id": user_id, "old": old, "new": new})
 
 
 def _found(row: tuple[Any, ...] | None) -> tuple[Any, ...]:

@@ -28,9 +28,9 @@ def server_stats(database: Database) -> dict[str, Any]:
     """
     with database.connection() as conn:
         started = time.perf_counter()
-        conn.execute("SELECT 1")
+        conn.row("SELECT 1", {})
         latency = time.perf_counter() - started
-        row = conn.execute(SELECT_SERVER_STATS).fetchone()
+        row = conn.row(SELECT_SERVER_STATS, {})
     assert row is not None  # noqa: S101 - an aggregate has one row
     version, up_since, limit, reserved, ours, total = row
     return {
