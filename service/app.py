@@ -105,7 +105,7 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
         lifespan=lifespan,
         openapi_url=None,  # extras/docs.py has it
         redirect_slashes=False,  # web/middleware.py answers both forms
-        telemetry=tracing.CONFIGURATION,
+        telemetry=tracing.configuration(),
     )
     table = dict(PROBLEMS)
     for resource in resources:
@@ -125,7 +125,8 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
     stack: ASGIApp = ProblemMiddleware(app.router, table=table)
     if settings.allowed_origins:
         stack = Cors(stack, origins=settings.allowed_origins)
-    stack = tracing.HideQuery(stack)
+    if tracing.is_wanted():
+        stack = tracing.HideQuery(stack)
     app.middleware_stack = RequestMiddleware(stack, max_body_size=settings.max_body_size)
     return app
 

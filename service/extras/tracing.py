@@ -1,5 +1,6 @@
 """Traces, by FastAPI's own support for OpenTelemetry, and a span for each query. Off without an exporter."""
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,13 +14,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.database.connection import PooledConnection
 
-# With OTEL_EXPORTER_OTLP_ENDPOINT set, FastAPI exports. Its metrics and logs would be those of one worker each: ours
-# are at /metrics and on standard output.
-CONFIGURATION: TelemetryConfig = {"auto_configure": True, "tracing": True, "metrics": False, "logs": False}
-
 TABLE = re.compile(r"\b(?:FROM|INTO|UPDATE)\s+([\w.\"]+)")
 
 _TRACER = trace.get_tracer("service")
+
+
+def is_wanted() -> bool:
+    """Return whether OpenTelemetry is configured. Its variables have this prefix."""
+    return any(name.startswith("OTEL_") for name in os.environ)
+
+
+def configuration() -> TelemetryConfig:
+    """Return what FastAPI exports: traces, with OTEL_EXPORTER_OTLP_ENDPOINT set.
+
+    Its metrics and logs would be those of one worker each: ours are at /metrics and on standard output.
+    """
+    return {"auto_configure": True, "tracing": is_wanted(), "metrics": False, "logs": False}
 
 
 def configured() -> bool:

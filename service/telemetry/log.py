@@ -179,10 +179,12 @@ def configure(
     logging._srcfile = None  # noqa: SLF001
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=logging.INFO, handlers=[_handler], force=True)
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.asgi"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
-    logging.getLogger("uvicorn.access").disabled = True  # web/middleware.py logs requests
+    # web/middleware.py logs requests. Without a handler, uvicorn does not even compose its line, which costs 3 %.
+    logging.getLogger("uvicorn.access").handlers.clear()
+    logging.getLogger("uvicorn.access").propagate = False
     logging.getLogger("psycopg").setLevel(logging.WARNING)  # the pool logs every checkout at INFO
     logging.getLogger("psycopg.pool").addFilter(_is_not_repeated)
     # Python would write these to standard error, and wait for its reader.
