@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import HTTPException
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
@@ -20,6 +20,12 @@ class Session(BaseModel):
 
     name: str
     agent: str
+
+
+class Choice(BaseModel):
+    """A query with a parameter that may be repeated."""
+
+    numbers: list[int]
 
 
 async def current_user(authorization: Annotated[str, Header()]) -> str:
@@ -44,6 +50,10 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:
         with database.connection() as conn:
             conn.execute("SELECT 1")
         return {"name": name, "agent": request.headers["User-Agent"], "secret": "is not shown"}
+
+    @router.get("/sum")
+    def read_sum(choice: Annotated[Choice, Query()]) -> Response:
+        return Response(str(sum(choice.numbers)))
 
     @router.get("/ended")
     def read_ended() -> Response:

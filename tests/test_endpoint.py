@@ -43,6 +43,11 @@ def test_a_value_becomes_the_response_that_the_route_declares(client: httpx.Clie
     assert (answer.status_code, answer.json()) == (201, {"name": "ada", "agent": "test"})
 
 
+def test_a_query_parameter_may_be_repeated(client: httpx.Client) -> None:
+    assert client.get("/sum?numbers=1&numbers=2&numbers=3").text == "6"
+    is_problem(client.get("/sum?numbers=1&numbers=x"), 422, "invalid-request")
+
+
 def test_only_a_marked_endpoint_waits_for_a_core_to_hash_on(service: Service) -> None:
     def waited() -> float:
         return counted(service, "admission_queue_wait_seconds_count", queue="hashing")

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi.dependencies.utils import request_body_to_args, request_params_to_args, solve_dependencies
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.requests import Request
 
 from service.web.bodies import check_query
@@ -22,6 +23,8 @@ class Arguments:
              d.response_param_name, d.background_tasks_param_name, d.security_scopes_param_name)
         )  # fmt: skip
 
+        self._query_model = _flat_query_model(route)
+
     async def read(self, request: Request, body: Any) -> Mapping[str, Any]:  # noqa: ANN401 - any JSON
         """Return the arguments, validated by pydantic. Raises RequestValidationError.
 
@@ -36,7 +39,11 @@ class Arguments:
     async def _validate(self, request: Request, body: Any) -> tuple[dict[str, Any], list[Any]]:  # noqa: ANN401
         declared = self._route.dependant
         values, errors = request_params_to_args(declared.path_params, request.path_params)
-        if declared.query_params:
+        if self._query_model:
+            query = dict(request.query_params)  # the last value of a repeated parameter, as FastAPI has it
+            value, wrong = self._query_model.validate(query, {}, loc=("query",))
+            values, errors = values | {self._query_model.name: value}, errors + wrong
+        elif declared.query_params:
             more, wrong = request_params_to_args(declared.query_params, request.query_params)
             values, errors = values | more, errors + wrong
         if declared.body_params:
@@ -56,3 +63,15 @@ class Arguments:
             dependency_overrides_provider=self._route.dependency_overrides_provider,
         )
         return solved.values, solved.errors
+
+
+def _flat_query_model(route: APIRoute) -> Any:  # noqa: ANN401 - FastAPI has no public name for its ModelField
+    """Return the query's model, if it is declared as one and has only single values.
+
+    pydantic validates it at once. FastAPI looks at each of its fields first: a sixth of what a page of users costs.
+    """
+    params = route.dependant.query_params
+    model = params[0].field_info.annotation if len(params) == 1 else None
+    if isinstance(model, type) and issubclass(model, BaseModel) and "array" not in str(model.model_json_schema()):
+        return params[0]
+    return None
