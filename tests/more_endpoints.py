@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import HTTPException
+from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
@@ -55,6 +56,18 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:
     def read_sum(choice: Annotated[Choice, Query()]) -> Response:
         return Response(str(sum(choice.numbers)))
 
+    @router.get("/teapot/{status}")
+    def refuse(status: int) -> Response:
+        raise HTTPException(status, "Ask for something else.")
+
+    @router.get("/broken/{parts}")
+    def break_off(parts: int) -> Response:
+        def body() -> Iterator[bytes]:
+            yield from [b"x"] * parts
+            raise ValueError("broken")
+
+        return StreamingResponse(body())
+
     @router.get("/ended")
     def read_ended() -> Response:
         return Response(",".join(ended))
@@ -72,4 +85,10 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:
 
 def create_app() -> FastAPI:
     """Return the service; uvicorn calls this factory."""
-    return app.create_app(resources=[*app.RESOURCES, Resource("/session", routes, {})])
+    service = app.create_app(resources=[*app.RESOURCES, Resource("/session", routes, {})])
+
+    @service.get("/plain")
+    async def plain() -> dict[str, str]:
+        return {"route": "FastAPI's own"}
+
+    return service

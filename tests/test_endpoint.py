@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from starlette.responses import Response
 
 from service.web.admission import Admission
 from service.web.endpoint import Resources, endpoint_route
@@ -48,6 +49,32 @@ def test_a_query_parameter_may_be_repeated(client: httpx.Client) -> None:
     is_problem(client.get("/sum?numbers=1&numbers=x"), 422, "invalid-request")
 
 
+@pytest.mark.parametrize("status", [418, 404, 499, 503])
+def test_an_exception_of_any_status_is_a_problem_with_its_own_words(client: httpx.Client, status: int) -> None:
+    answer = client.get(f"/teapot/{status}")
+    assert answer.status_code == answer.json()["status"] == status
+    assert answer.json()["detail"] == "Ask for something else."
+    assert answer.headers["X-Request-ID"]
+
+
+def test_an_exception_of_a_status_without_a_body_has_none(client: httpx.Client) -> None:
+    answer = client.get("/teapot/304")
+    assert (answer.status_code, answer.content) == (304, b"")
+
+
+def test_a_body_that_fails_at_its_beginning_is_a_problem(client: httpx.Client) -> None:
+    is_problem(client.get("/broken/0"), 500, "internal-error")
+
+
+def test_a_body_that_fails_later_is_cut_off(client: httpx.Client) -> None:
+    with pytest.raises(httpx.RemoteProtocolError):
+        client.get("/broken/3")
+
+
+def test_a_route_of_fastapi_s_own_works(client: httpx.Client) -> None:
+    assert client.get("/plain").json() == {"route": "FastAPI's own"}
+
+
 def test_only_a_marked_endpoint_waits_for_a_core_to_hash_on(service: Service) -> None:
     def waited() -> float:
         return counted(service, "admission_queue_wait_seconds_count", queue="hashing")
@@ -66,6 +93,14 @@ def test_an_endpoint_must_be_a_plain_def(resources: Resources) -> None:
         """Would hold the event loop while it waits for the database."""
 
     with pytest.raises(TypeError, match="wrong runs on a thread: write it with a plain def"):
+        endpoint_route(resources)("/wrong", wrong)
+
+
+def test_headers_and_background_tasks_belong_to_the_response(resources: Resources) -> None:
+    def wrong(response: Response) -> None:
+        """Would set a header on a response that is not sent."""
+
+    with pytest.raises(TypeError, match="wrong must return a Response"):
         endpoint_route(resources)("/wrong", wrong)
 
 

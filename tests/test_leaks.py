@@ -31,8 +31,7 @@ def service(cluster: Cluster) -> Iterator[Service]:
 def test_a_connection_that_was_never_given_back_is_reported_once_and_counted_once(service: Service) -> None:
     assert service.client.get("/forget", headers={"X-Request-ID": "forgetful-1"}).status_code == 200
     until(lambda: counted(service, "db_client_connection_leaks_total") == 1, "the leak is counted")
-    reports = re.findall(r"WARNING .*connection held for .*\n.*", service.log)
-    print(*reports)
+    reports = until(lambda: re.findall(r"WARNING .*connection held for .*\n.*", service.log), "it is in the log")
     assert len(reports) == 1
     assert re.search(r"\[forgetful-1\] connection held for (0\.[4-9]|[1-9]\.\d) s by GET /forget:\n", reports[0])
     assert reports[0].endswith("it was never given back")

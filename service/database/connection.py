@@ -2,8 +2,9 @@
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import count
 from typing import Any, Self
 
 from psycopg import Connection, OperationalError, errors
@@ -16,6 +17,10 @@ from service.database.outage import Outage
 from service.telemetry import metrics
 
 PARAMETER = re.compile(r"%\((\w+)\)s")
+NUMBERS = count(1)  # of prepared statements
+
+# A prepared statement that must be prepared again: a column has another type (0A000), or somebody deallocated it.
+STALE = (b"0A000", b"26000")
 
 
 class PooledConnection(Connection[TupleRow]):
@@ -52,21 +57,23 @@ class PooledConnection(Connection[TupleRow]):
         if self.prepare_threshold is None:  # behind a pooler, where the next statement is on another session
             result = self.pgconn.exec_params(text, values)
         else:
-            result = self.pgconn.exec_prepared(self._prepare(text), values)  # type: ignore[arg-type] # NULL is None here too
+            result = self._execute_prepared(text, values)
+            if result.error_field(DiagnosticField.SQLSTATE) in STALE:
+                del self.statements[text]
+                result = self._execute_prepared(text, values)
         _check(result)
         if not result.ntuples:
             return None
         adapter.set_pgresult(result)
         return adapter.load_row(0, tuple)
 
-    def _prepare(self, text: bytes) -> bytes:
-        """Return the name of the prepared statement, which lives as long as the session."""
+    def _execute_prepared(self, text: bytes, values: Sequence[Any]) -> PGresult:
         name = self.statements.get(text)
         if name is None:
-            name = b"s%d" % len(self.statements)
+            name = b"s%d" % next(NUMBERS)
             _check(self.pgconn.prepare(name, text))
             self.statements[text] = name
-        return name
+        return self.pgconn.exec_prepared(name, values)
 
     def raise_if_dead(self) -> None:
         """Raise OperationalError when the connection ended while it was idle.
@@ -81,7 +88,8 @@ class PooledConnection(Connection[TupleRow]):
 def _positional(query: str) -> tuple[bytes, list[str]]:
     """Return a statement with $1, $2 … in place of its named parameters, and their names in this order."""
     names = list(dict.fromkeys(PARAMETER.findall(query)))
-    return PARAMETER.sub(lambda found: f"${names.index(found[1]) + 1}", query).encode(), names
+    text = PARAMETER.sub(lambda found: f"${names.index(found[1]) + 1}", query).replace("%%", "%")
+    return text.encode(), names
 
 
 def _check(result: PGresult) -> None:

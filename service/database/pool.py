@@ -34,6 +34,15 @@ from service.telemetry.record import RECORD
 RECONNECT_TIMEOUT = 0.5
 
 
+class Pool(ConnectionPool[PooledConnection]):
+    """psycopg_pool's, which checks idle connections without a round trip: that has no deadline on a frozen server."""
+
+    @staticmethod
+    def check_connection(conn: PooledConnection) -> None:
+        """Raise OperationalError when the connection ended."""
+        conn.raise_if_dead()
+
+
 class Database:
     """The pool of one worker process: `size` connections for `size` threads."""
 
@@ -51,7 +60,7 @@ class Database:
         self._session_setup = b""
         self._drained_at = 0.0
         self._closed = threading.Event()
-        self._pool: ConnectionPool[PooledConnection] | None = None
+        self._pool: Pool | None = None
 
     def open(self, session: Session) -> None:
         """Begin to connect, in the background and for as long as it takes."""
@@ -63,8 +72,10 @@ class Database:
                 self.outage.begin(exc)
                 raise
 
+        if self._closed.is_set():  # while the server was being prepared
+            return
         self._session_setup = session.session_setup.encode()
-        self._pool = ConnectionPool(
+        self._pool = Pool(
             conninfo,
             connection_class=self._connection_class(),
             kwargs={**session.arguments, "outage": self.outage},
@@ -112,7 +123,7 @@ class Database:
         if self._pool:
             self._pool.close()
 
-    def _refill(self, pool: ConnectionPool[PooledConnection]) -> None:
+    def _refill(self, pool: Pool) -> None:
         """Have a pool that gave up connecting try again: by itself it does so only for a request."""
         while not self._closed.wait(RECONNECT_TIMEOUT):
             if pool.get_stats()["pool_size"] < self._size:
@@ -131,7 +142,7 @@ class Checkout:
 
     __slots__ = ("_conn", "_database", "_lease", "_pool", "_record", "_watchdog")
 
-    def __init__(self, database: Database, pool: ConnectionPool[PooledConnection]) -> None:
+    def __init__(self, database: Database, pool: Pool) -> None:
         self._database = database
         self._pool = pool
         self._watchdog = database.watchdog

@@ -44,7 +44,7 @@ class Lease:
     reported: bool = False
     cut: bool = False
 
-    def end(self) -> None:
+    def cut_connection(self) -> None:
         """Shut the socket down, so that whatever waits for it returns."""
         self.cut = True  # before the thread wakes up and asks
         self.cut = _shut_down(self.connection)  # if this failed, the next look tries again
@@ -70,7 +70,7 @@ class Watchdog:
         with self._lock:
             self._stopped.set()
             for lease in self._leases:
-                lease.end()
+                lease.cut_connection()
 
     def begin(self, connection: Connection) -> Lease:
         """Watch `connection`, which the current thread uses for the current request."""
@@ -79,7 +79,7 @@ class Watchdog:
             self._leases.add(lease)
             self._high_water = max(self._high_water, len(self._leases))
             if self._stopped.is_set():
-                lease.end()
+                lease.cut_connection()
         return lease
 
     def end(self, lease: Lease) -> None:
@@ -109,7 +109,7 @@ class Watchdog:
                 leaks = [each for each in self._leases if not each.reported and now - each.since > self._leak_threshold]
                 for lease in self._leases:
                     if lease.deadline and now > lease.deadline and not lease.cut:
-                        lease.end()
+                        lease.cut_connection()
                         metrics.CONNECTIONS_CUT.inc(lease.cut)
             for lease in leaks:  # without the lock: a slow log must not keep anybody from a connection
                 lease.reported = True

@@ -59,7 +59,9 @@ class PinnedProcess:
         while True:
             time.sleep(INTERVAL * random.uniform(0.5, 1.5))  # noqa: S311 - so that two on one core do not both move
             now, used_now = _core_times(), time.process_time()
-            load = {core: _load(before[core], now[core]) for core in self._allowed}
+            load = {core: _load(before[core], now[core]) for core in self._allowed & before.keys() & now.keys()}
+            if self.core not in load:  # it is hidden from us, or was taken offline
+                continue
             own = (used_now - used_before) * os.sysconf("SC_CLK_TCK") / max(1, now[self.core][1] - before[self.core][1])
             if (core := self._better_core(load, others=load[self.core] - own)) is not None:
                 logger.info("this worker moves from core %d to core %d", self.core, core)
@@ -69,7 +71,7 @@ class PinnedProcess:
 
     def _better_core(self, load: dict[int, float], others: float) -> int | None:
         """Return a core that has no worker, if this one shares its own, or one that is less busy than with `others`."""
-        for core in sorted(self._allowed - {self.core}, key=load.__getitem__):
+        for core in sorted(load.keys() - {self.core}, key=load.__getitem__):
             is_quieter = load[core] + GAIN < others
             if (is_quieter or self.shares) and (self._claim(core) or (is_quieter and self.shares)):
                 return core
@@ -91,7 +93,7 @@ class PinnedProcess:
 
 def _pin_threads(core: int) -> None:
     for thread in Path("/proc/self/task").iterdir():
-        with suppress(ProcessLookupError):  # the thread has ended
+        with suppress(OSError):  # the thread has ended, or the host took the core from us
             os.sched_setaffinity(int(thread.name), {core})
 
 

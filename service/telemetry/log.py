@@ -13,8 +13,8 @@ from typing import Any
 
 from service.telemetry.record import RECORD, Record
 
-# PostgreSQL's DETAIL quotes the whole row, and with it an email and a password's hash.
-DETAIL = re.compile(r"\nDETAIL:.*?(?=\n\n|\Z)", re.DOTALL)
+# PostgreSQL's DETAIL quotes the whole row, its CONTEXT a parameter: an email, or a password's hash.
+VALUES = re.compile(r"\n(?:DETAIL|CONTEXT):.*?(?=\n\n|\Z)", re.DOTALL)
 
 # psycopg_pool logs each connection that it loses or cannot open: thousands in an outage. database/pool.py logs the
 # beginning and the end of the outage instead.
@@ -65,7 +65,7 @@ class _TextFormatter(logging.Formatter):
         return f"\x1b[{COLOURS.get(name, '0')}m{name:7}\x1b[0m" if self._coloured else f"{name:7}"
 
     def formatException(self, ei: Any) -> str:  # noqa: ANN401, N802 - logging's name
-        return DETAIL.sub("", super().formatException(ei))
+        return VALUES.sub("", super().formatException(ei))
 
 
 class _JsonFormatter(_TextFormatter):

@@ -177,8 +177,8 @@ def select_credentials(conn: PooledConnection, email: str) -> tuple[int, str, st
 
 REPLACE_HASH = """
     UPDATE public."user"
-    SET password_hash = %(new)s
-    WHERE id = %(id)s AND password_hash = %(old)s
+    SET password_hash = %(new)s::text
+    WHERE id = %(id)s AND password_hash = %(old)s::text
 """
 
 

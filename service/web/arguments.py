@@ -17,10 +17,10 @@ class Arguments:
 
     def __init__(self, route: APIRoute) -> None:
         self._route = route
-        d = route.dependant
+        declared = route.dependant
         self.have_dependencies = any(
-            (d.dependencies, d.header_params, d.cookie_params, d.request_param_name, d.http_connection_param_name,
-             d.response_param_name, d.background_tasks_param_name, d.security_scopes_param_name)
+            (declared.dependencies, declared.header_params, declared.cookie_params, declared.request_param_name,
+             declared.http_connection_param_name, declared.security_scopes_param_name)
         )  # fmt: skip
 
         self._query_model = _flat_query_model(route)

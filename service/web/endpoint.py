@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
-from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute, serialize_response
 from pydantic_core import PydanticUndefined
 from starlette.requests import ClientDisconnect, Request
@@ -29,6 +28,7 @@ from service.web.admission import FULL, Admission, Permit
 from service.web.arguments import Arguments
 from service.web.arrival import Arrival
 from service.web.bodies import read_json
+from service.web.responses import json_response
 from service.web.workers import Workers
 
 _RELEASE_HASHING: ContextVar[Callable[[], object]] = ContextVar("_RELEASE_HASHING", default=lambda: None)
@@ -58,6 +58,8 @@ class EndpointRoute(APIRoute):
         if inspect.iscoroutinefunction(endpoint):
             raise TypeError(f"{endpoint.__name__} runs on a thread: write it with a plain def")
         super().__init__(path, endpoint, **kwargs)
+        if self.dependant.response_param_name or self.dependant.background_tasks_param_name:
+            raise TypeError(f"{endpoint.__name__} must return a Response: its headers and background tasks go there")
         self.app = Endpoint(self, self.resources)
         if self.app.arguments.have_dependencies:
             self.app = AsyncExitStackMiddleware(self.app)  # closes what a dependency opened
@@ -135,7 +137,7 @@ class Endpoint:
     async def _response(self, result: Any) -> Response:  # noqa: ANN401
         """Return what FastAPI makes of a value: validated by the route's response model, as JSON."""
         content = await serialize_response(field=self._route.response_field, response_content=result)
-        return JSONResponse(content, self._route.status_code or 200)
+        return json_response(content, self._route.status_code or 200)
 
 
 async def _acquire(admission: Admission, arrival: Arrival) -> Permit:

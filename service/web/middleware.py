@@ -11,6 +11,7 @@ import re
 from http import HTTPStatus
 
 from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match, Route, Router
@@ -23,6 +24,8 @@ from service.web.bodies import BodyTooLarge
 from service.web.problems import MALFORMED_REQUEST, STOPPING, ProblemTable, invalid_fields, problem_of, render
 
 logger = logging.getLogger(__name__)
+
+WITHOUT_BODY = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 # An X-Request-ID that is used: enough for a UUID or a trace id, nothing that could forge a log line.
 SANE_ID = re.compile(rb"[A-Za-z0-9._:+/=@-]{1,128}")
@@ -72,29 +75,25 @@ class ProblemMiddleware:
         if scope["type"] != "http":
             await self.router(scope, receive, send)
             return
-        started = False
-
-        async def send_noted(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
+        sender = _Sender(send)
         try:
-            await self.router(scope, receive, send_noted)
+            await self.router(scope, receive, sender)
         except ClientDisconnect:
             pass  # nobody reads a response
         except asyncio.CancelledError:  # by the server, when the time for a graceful shutdown is over
-            if not started:
+            if not sender.started:
                 await render(STOPPING)(scope, receive, send)
             raise
         except Exception as exc:
             response = self._response(scope, exc)
-            if started or response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
+            if sender.started or response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
                 logger.exception("unhandled %s", type(exc).__name__)
-            if not started:
+            if not sender.started:
                 await response(scope, receive, send)
 
     def _response(self, scope: Scope, exc: Exception) -> Response:
+        if isinstance(exc, HTTPException) and exc.status_code in WITHOUT_BODY:
+            return Response(status_code=exc.status_code, headers=exc.headers)
         problem = problem_of(self.table, exc)
         if isinstance(exc, RequestValidationError):
             return render(problem, errors=invalid_fields(exc))
@@ -111,6 +110,26 @@ class ProblemMiddleware:
             for method in route.methods or ()
         }
         return sorted(methods | {"HEAD"} if "GET" in methods else methods)
+
+
+class _Sender:
+    """Sends the start of a response together with its body: a body that fails at once is replaced by its problem."""
+
+    __slots__ = ("_send", "_start", "started")
+
+    def __init__(self, send: Send) -> None:
+        self.started = False
+        self._send = send
+        self._start: Message | None = None
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        if self._start and not self.started:
+            await self._send(self._start)
+        self.started = True
+        await self._send(message)
 
 
 class _Exchange:

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-MAX_ID = 2**63 - 1  # bigint; psycopg sends a larger number as numeric, which no index serves
+MAX_ID = 2**63 - 1  # PostgreSQL's bigint
 MAX_TEXT = 65_536  # characters; the default of MAX_BODY_SIZE
 
 SURROGATE = re.compile(r"[\ud800-\udfff]")  # JSON can hold a lone "\ud800", UTF-8 cannot

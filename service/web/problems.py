@@ -6,7 +6,7 @@ exceptions, as users/errors.py does.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from http import HTTPStatus
+from http.client import responses as PHRASES  # noqa: N812 - a constant
 from typing import Any
 
 from fastapi import Response
@@ -166,14 +166,16 @@ BODY_PROBLEMS = (MalformedJson, UnsupportedMediaType, BodyTooLarge, BodyTooSlow)
 def problem_of(table: ProblemTable, exc: Exception) -> Problem:
     """Return the problem of `exc`: the row of its class or its nearest base class."""
     if isinstance(exc, HTTPException):
-        return table.get(exc.status_code) or _problem_of_status(exc)
+        return _problem_of_status(table, exc)
     return next(table[kind] for kind in type(exc).__mro__ if kind in table)
 
 
-def _problem_of_status(exc: HTTPException) -> Problem:
-    """Return the problem of an HTTPException whose status has no row, such as a dependency's 401."""
-    phrase = HTTPStatus(exc.status_code).phrase
-    return Problem(phrase.lower().replace(" ", "-"), exc.status_code, phrase, exc.detail, exc.headers or {})
+def _problem_of_status(table: ProblemTable, exc: HTTPException) -> Problem:
+    """Return the row of a status that the framework raised, or a problem with the words of who raised another."""
+    phrase = PHRASES.get(exc.status_code, "Error")
+    if exc.status_code in table and exc.detail == phrase:
+        return table[exc.status_code]
+    return Problem(phrase.lower().replace(" ", "-"), exc.status_code, phrase, str(exc.detail), exc.headers or {})
 
 
 def invalid_fields(exc: RequestValidationError) -> list[dict[str, Any]]:

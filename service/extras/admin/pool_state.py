@@ -75,7 +75,7 @@ class PoolState(Collector):
         )
         yield CounterMetricFamily(
             "db_client_connection_reconnects",
-            "Connections opened in place of lost ones.",
+            "Connections opened in place of lost ones, or of those an hour old.",
             max(0, connected - self._workers.size),
         )
 

@@ -33,10 +33,11 @@ class SingleFlight(Generic[T]):
         async with self._running:
             await asyncio.sleep(self._not_before - time.monotonic())
             self._next = None
-            result, cpu_time = await to_thread.run_sync(self._timed)
-            self._not_before = time.monotonic() + min(MAX_PAUSE, PAUSE * cpu_time)
-        return result
+            return await to_thread.run_sync(self._build_and_pause)
 
-    def _timed(self) -> tuple[T, float]:
+    def _build_and_pause(self) -> T:
         started = time.thread_time()
-        return self._build(), time.thread_time() - started
+        try:
+            return self._build()
+        finally:
+            self._not_before = time.monotonic() + min(MAX_PAUSE, PAUSE * (time.thread_time() - started))

@@ -32,7 +32,7 @@ class EarlyQueue:
             route for route in routes if isinstance(route, EndpointRoute) and "GET" in (route.methods or ())
         ]
         paths = {re.escape(route.path_format.partition("/{")[0].encode()) for route in self._routes}
-        self._beginning = re.compile(rb"(?:GET|HEAD) (?:%s)[/? ]" % b"|".join(paths))
+        self._beginning = re.compile(rb"(?:GET|HEAD) (?:%s)[/? ]" % (b"|".join(paths) or b"(?!)"))
         self._response = problem_response(PROBLEMS[Overloaded])
         self._traced = traced
 
