@@ -32,8 +32,9 @@ class PoolHistory:
         self._routes: Container[str] = ()
 
     def open(self, routes: Container[str]) -> None:
-        """Count the requests of `routes`."""
+        """Count the requests of `routes`. Raises OSError."""
         self._routes = routes
+        self.is_writer = self._files.leads()
         self._content = self._files.read(FILE) or self._content
 
     def read(self) -> Json:
