@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from http import HTTPStatus
 
+from service.telemetry.metrics import CLIENT_CLOSED_REQUEST
 from service.telemetry.record import Record
 
 # Lines a second, in each worker, of requests that took no thread: refusals, probes, unknown paths.
@@ -39,7 +40,7 @@ class LogQuota:
             return True
         if not self._others:
             loop.call_at(self._second_ends, self.summarize)
-        self._others[record.code or str(record.status or 499)] += 1
+        self._others[record.code or str(record.status or CLIENT_CLOSED_REQUEST)] += 1
         return False
 
     def summarize(self) -> None:

@@ -33,13 +33,13 @@ def configuration() -> TelemetryConfig:
 
 
 def configured() -> bool:
-    """Tell whether spans go anywhere. To be asked when the application has started."""
+    """Return whether spans are exported. Call it after the application has started."""
     span = _TRACER.start_span("configured?")
     return span.is_recording()  # and is never ended, so that it goes nowhere itself
 
 
 def connection_class() -> type[PooledConnection]:
-    """Return the class of all connections. To be asked when the application has started."""
+    """Return the class of all connections. Call it after the application has started."""
     return TracedConnection if configured() else PooledConnection
 
 
