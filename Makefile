@@ -1,6 +1,6 @@
 # The default target lists the others.
 .DEFAULT_GOAL := help
-.PHONY: help install run serve test test-system bench load check schema clean clean-data
+.PHONY: help install run serve quick test test-system bench load check schema clean clean-data
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -33,6 +33,9 @@ run: .venv/.service ## start the development server, with reload on change
 
 serve: .venv/.service ## start the production server, WORKERS processes
 	@exec $(BIN)/python -m service serve
+
+quick: .venv/.tests ## run the tests of units and of the API: the inner loop
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/api $(ARGS)
 
 test: .venv/.tests ## run the tests against real PostgreSQL
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)

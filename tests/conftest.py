@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 import httpx
 import pytest
 
-from tests.postgres import Cluster, TestDatabase, installed
-from tests.process import Service
+from tests.support.postgres import Cluster, TestDatabase, installed
+from tests.support.process import Service
 
 # The API without service/extras/http/.
 STOCK_UVICORN = (sys.executable, "-m", "uvicorn", "--factory", "service.app:create_app", "--port", "0")

@@ -8,7 +8,7 @@ import httpx
 
 from tests.bench.database import restore
 from tests.bench.server import Server
-from tests.postgres import TestDatabase
+from tests.support.postgres import TestDatabase
 
 TIMES = ("created_at", "updated_at")
 READS = ("/users/5000", "/users?limit=100", "/users?limit=100&after=4321", "/users?limit=1000&after=7777")

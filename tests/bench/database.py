@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from urllib.parse import quote
 
-from tests.postgres import PASSWORD, Cluster, TestDatabase, installed
-from tests.process import CHECKOUT, environment
+from tests.support.postgres import PASSWORD, Cluster, TestDatabase, installed
+from tests.support.process import CHECKOUT, environment
 
 USERS = 10_000
 

@@ -17,7 +17,7 @@ from tests.bench.contenders import OURS
 from tests.bench.server import Server, processor_seconds
 from tests.bench.workloads import WORKLOADS
 from tests.bench.wrk import Load
-from tests.postgres import Cluster, TestDatabase
+from tests.support.postgres import Cluster, TestDatabase
 
 USERS = (1_000, 1_000_000, 10_000_000)
 THREADS = (1, 2, 4, 8, 16, 32, 64)

@@ -17,7 +17,7 @@ from statistics import quantiles
 
 from service.users import passwords, queries
 from tests.bench.wrk import Driven, Load
-from tests.postgres import PASSWORD, TestDatabase
+from tests.support.postgres import PASSWORD, TestDatabase
 
 MOST = 64
 WARM_UP = 0.5  # seconds

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-from tests.postgres import Cluster
-from tests.process import CHECKOUT
+from tests.support.postgres import Cluster
+from tests.support.process import CHECKOUT
 
 PACKAGES = (
     "fastapi", "starlette", "uvicorn", "uvloop", "httptools", "pydantic", "psycopg", "psycopg-pool", "argon2-cffi",

@@ -15,7 +15,7 @@ from tests.bench.contenders import CONTENDERS, OURS
 from tests.bench.server import Server, processor_seconds
 from tests.bench.workloads import CONCURRENCY, WORKLOADS, Workload
 from tests.bench.wrk import Driven, Load
-from tests.postgres import Cluster, TestDatabase
+from tests.support.postgres import Cluster, TestDatabase
 
 WARM_UP = 0.5  # seconds
 SLOW = 8.0  # seconds at the most for each connection to be answered twice

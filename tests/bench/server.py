@@ -16,9 +16,9 @@ import psutil  # type: ignore[import-untyped]
 
 from tests.bench.contenders import Contender
 from tests.bench.database import url
-from tests.polling import until
-from tests.postgres import TestDatabase, free_port
-from tests.process import CHECKOUT, environment
+from tests.support.polling import until
+from tests.support.postgres import TestDatabase, free_port
+from tests.support.process import CHECKOUT, environment
 
 # Every client shall be served, as the peers do: by default a request waits for 2 s at most.
 SETTINGS = {

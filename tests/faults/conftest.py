@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.postgres import Cluster, TestDatabase, installed
-from tests.process import Service
+from tests.support.postgres import Cluster, TestDatabase, installed
+from tests.support.process import Service
 
 # The same order as the defaults, and shorter, so that a test of a deadline takes two seconds and not ten.
 SHORT = {

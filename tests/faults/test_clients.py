@@ -12,14 +12,14 @@ import httpx
 import pytest
 
 from tests.faults.conftest import SHORT
-from tests.faults.load import Load
-from tests.faults.sessions import locked, sessions, terminate, waiting
-from tests.polling import until
-from tests.postgres import Cluster, TestDatabase
-from tests.process import Service
-from tests.raw_http import connect
-from tests.scrape import counted
-from tests.small_buffer import MAX_UNSENT
+from tests.support.load import Load
+from tests.support.polling import until
+from tests.support.postgres import Cluster, TestDatabase
+from tests.support.process import Service
+from tests.support.raw_http import connect
+from tests.support.scrape import counted
+from tests.support.sessions import locked, sessions, terminate, waiting
+from tests.support.small_buffer import MAX_UNSENT
 
 THREADS = 8
 MANY = 200  # sockets
@@ -221,7 +221,8 @@ def test_answers_that_nobody_takes_are_given_up_from_the_oldest_on(
 ) -> None:
     """The last of them goes on to take its own, and gets all."""
     database = cluster.create_database()
-    uvicorn = "-m uvicorn --factory tests.small_buffer:create_app --port 0 --http service.extras.http.protocol:Protocol"
+    protocol = "service.extras.http.protocol:Protocol"
+    uvicorn = f"-m uvicorn --factory tests.support.small_buffer:create_app --port 0 --http {protocol}"
     with Service(database.environment, argv=[sys.executable, *uvicorn.split()]) as service, ExitStack() as stack:
         with database.connect() as conn:
             conn.execute(FILL)

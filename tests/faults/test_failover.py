@@ -9,11 +9,11 @@ import psycopg
 import pytest
 
 from tests.faults.conftest import SHORT
-from tests.faults.load import Load
-from tests.faults.sessions import sessions
-from tests.polling import until
-from tests.postgres import PASSWORD, Cluster, TestDatabase
-from tests.process import Service
+from tests.support.load import Load
+from tests.support.polling import until
+from tests.support.postgres import PASSWORD, Cluster, TestDatabase
+from tests.support.process import Service
+from tests.support.sessions import sessions
 
 THREADS = 8
 

@@ -11,12 +11,12 @@ import psycopg
 import pytest
 
 from tests.faults.conftest import SHORT
-from tests.faults.load import Load
-from tests.faults.sessions import locked, sessions, terminate, waiting
-from tests.polling import until
-from tests.postgres import PASSWORD, Cluster, TestDatabase, installed
-from tests.process import Service
-from tests.scrape import counted
+from tests.support.load import Load
+from tests.support.polling import until
+from tests.support.postgres import PASSWORD, Cluster, TestDatabase, installed
+from tests.support.process import Service
+from tests.support.scrape import counted
+from tests.support.sessions import locked, sessions, terminate, waiting
 
 THREADS = 8  # and connections: the default
 CONNECTIONS, RESERVED = 20, 3  # of a small server, and of those for superusers

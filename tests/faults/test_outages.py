@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.faults.load import Load
-from tests.faults.outage import survive
-from tests.polling import until
-from tests.postgres import Cluster, TestDatabase
-from tests.process import Service
+from tests.support.load import Load
+from tests.support.outage import survive
+from tests.support.polling import until
+from tests.support.postgres import Cluster, TestDatabase
+from tests.support.process import Service
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["fast", "immediate"])

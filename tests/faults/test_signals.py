@@ -12,15 +12,15 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from tests.checkout import descendants, gone, workers
 from tests.faults.conftest import SHORT
-from tests.faults.load import Load
-from tests.faults.sessions import locked, sessions, waiting
-from tests.polling import until
-from tests.postgres import Cluster, TestDatabase
-from tests.process import Service
-from tests.raw_http import connect
-from tests.scrape import counted
+from tests.support.checkout import descendants, gone, workers
+from tests.support.load import Load
+from tests.support.polling import until
+from tests.support.postgres import Cluster, TestDatabase
+from tests.support.process import Service
+from tests.support.raw_http import connect
+from tests.support.scrape import counted
+from tests.support.sessions import locked, sessions, waiting
 
 # Eight clients may all be at one worker, and hash there one by one, on a machine that is busy with something else.
 FOUR_THREADS = {"WORKER_THREADS": "4", "QUEUE_WAIT": "9", "REQUEST_DEADLINE": "10"}

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.faults.conftest import SHORT
-from tests.faults.load import Load
-from tests.faults.proxy import Proxy
-from tests.polling import until
-from tests.postgres import TestDatabase
-from tests.process import Service
+from tests.support.load import Load
+from tests.support.polling import until
+from tests.support.postgres import TestDatabase
+from tests.support.process import Service
+from tests.support.proxy import Proxy
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.system.peer import Answer, Peer
+from tests.support.peer import Answer, Peer
 
 PATIENCE = 30  # seconds for one exchange
 STALLED = 20  # of one client's connections at once: each leaves when so many others have come

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.conftest import SHORT
-from tests.postgres import Cluster, TestDatabase, installed
-from tests.process import Service
-from tests.system import namespaces
+from tests.support import namespaces
+from tests.support.postgres import Cluster, TestDatabase, installed
+from tests.support.process import Service
 
 
 def pytest_configure() -> None:

@@ -11,7 +11,7 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 
-from tests.system.namespaces import run
+from tests.support.namespaces import run
 
 NAME = "database.test"
 PORT = 53

@@ -9,8 +9,8 @@ from typing import Self
 
 import psycopg
 
-from tests.polling import until
-from tests.postgres import PASSWORD, TestDatabase, free_port
+from tests.support.polling import until
+from tests.support.postgres import PASSWORD, TestDatabase, free_port
 
 UNPRIVILEGED = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")  # it refuses to run as root
 

@@ -8,13 +8,13 @@ import httpx
 import pytest
 
 from tests.faults.conftest import SHORT
-from tests.faults.load import Load
-from tests.faults.sessions import locked, sessions, waiting
-from tests.polling import until
-from tests.postgres import Cluster, TestDatabase, installed
-from tests.process import Service
-from tests.system.load_clients import quantile
-from tests.system.namespaces import Detour
+from tests.support.load import Load
+from tests.support.load_clients import quantile
+from tests.support.namespaces import Detour
+from tests.support.polling import until
+from tests.support.postgres import Cluster, TestDatabase, installed
+from tests.support.process import Service
+from tests.support.sessions import locked, sessions, waiting
 
 THREADS = 8
 DEADLINE = float(SHORT["REQUEST_DEADLINE"])

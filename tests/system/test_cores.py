@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.polling import until
-from tests.postgres import TestDatabase
-from tests.process import Service
+from tests.support.polling import until
+from tests.support.postgres import TestDatabase
+from tests.support.process import Service
 
 
 def core_of(service: Service) -> int:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.load import Load
-from tests.polling import until
-from tests.postgres import Cluster, TestDatabase
-from tests.process import Service
-from tests.system.namespaces import run
+from tests.support.load import Load
+from tests.support.namespaces import run
+from tests.support.polling import until
+from tests.support.postgres import Cluster, TestDatabase
+from tests.support.process import Service
 
 SIZE = 32 * 1024 * 1024  # bytes
 

@@ -1,8 +1,8 @@
 from collections.abc import Callable
 
-from tests.faults.outage import survive
-from tests.postgres import TestDatabase
-from tests.process import Service
+from tests.support.outage import survive
+from tests.support.postgres import TestDatabase
+from tests.support.process import Service
 
 
 def test_an_outage_of_seventy_seconds_ends_within_a_second_of_the_return(

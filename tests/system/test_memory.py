@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from tests.bench import database
-from tests.postgres import Cluster, TestDatabase
-from tests.process import Service
+from tests.support.postgres import Cluster, TestDatabase
+from tests.support.process import Service
 from tests.system.flood import Flood, drown
 
 MOST = 512  # MiB

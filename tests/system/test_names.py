@@ -8,11 +8,11 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.faults.conftest import SHORT
-from tests.faults.load import Load
-from tests.faults.sessions import sessions, terminate
-from tests.polling import until
-from tests.postgres import Cluster, TestDatabase, installed
-from tests.process import Service
+from tests.support.load import Load
+from tests.support.polling import until
+from tests.support.postgres import Cluster, TestDatabase, installed
+from tests.support.process import Service
+from tests.support.sessions import sessions, terminate
 from tests.system.nameserver import NAME, Nameserver
 
 THREADS = 8

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from tests.faults.sessions import OURS
-from tests.polling import until
-from tests.postgres import TestDatabase
-from tests.process import Service
-from tests.system.load_clients import USERS, Load, goodput, load, new_clients, quantile
+from tests.support.load_clients import USERS, Load, goodput, load, new_clients, quantile
+from tests.support.polling import until
+from tests.support.postgres import TestDatabase
+from tests.support.process import Service
+from tests.support.sessions import OURS
 
 MANY = 1000
 THREADS = 8

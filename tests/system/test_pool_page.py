@@ -16,11 +16,11 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 
-from tests.faults.load import Load
-from tests.faults.sessions import locked
-from tests.polling import until
-from tests.postgres import Cluster, TestDatabase
-from tests.process import Service
+from tests.support.load import Load
+from tests.support.polling import until
+from tests.support.postgres import Cluster, TestDatabase
+from tests.support.process import Service
+from tests.support.sessions import locked
 
 # A lock is waited for until the test lets go of it.
 SETTINGS = {

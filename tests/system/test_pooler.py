@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import SHORT
-from tests.faults.load import Load
-from tests.faults.sessions import locked
-from tests.polling import until
-from tests.postgres import TestDatabase
-from tests.problems import is_problem
-from tests.process import Service
+from tests.support.load import Load
+from tests.support.polling import until
+from tests.support.postgres import TestDatabase
+from tests.support.problems import is_problem
+from tests.support.process import Service
+from tests.support.sessions import locked
+from tests.support.users import create, new_user
 from tests.system.pooler import Pooler
-from tests.users import create, new_user
 
 OPTIONS = {"refused": "", "ignored": "ignore_startup_parameters = options"}
 

@@ -16,10 +16,10 @@ import pytest
 
 from tests.bench import database
 from tests.bench.rude import READ, USERS, RudeClients, drive
-from tests.polling import until
-from tests.postgres import Cluster, TestDatabase
-from tests.process import Service
-from tests.system.peer import Peer
+from tests.support.peer import Peer
+from tests.support.polling import until
+from tests.support.postgres import Cluster, TestDatabase
+from tests.support.process import Service
 from tests.system.reconnecting import reconnecting
 
 ROUNDS = 3

@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 
 import psutil  # type: ignore[import-untyped]
 
-from tests.faults.sessions import sessions
-from tests.parallel import at_once
-from tests.polling import until
-from tests.postgres import TestDatabase
-from tests.process import Service
+from tests.support.parallel import at_once
+from tests.support.polling import until
+from tests.support.postgres import TestDatabase
+from tests.support.process import Service
+from tests.support.sessions import sessions
 from tests.system.client import FAULTLESS, FAULTS, FIRST_LARGE, KINDS, Client
 
 ROUNDS = 10

@@ -1,0 +1,137 @@
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.support.problems import MEMBERS
+
+OPERATIONS = {
+    ("/", "get"): "root",
+    ("/livez", "get"): "livez",
+    ("/readyz", "get"): "readyz",
+    ("/users", "get"): "listUsers",
+    ("/users", "post"): "createUser",
+    ("/users/{user_id}", "get"): "readUser",
+    ("/users/{user_id}", "put"): "replaceUser",
+    ("/users/{user_id}", "patch"): "changeUser",
+    ("/users/{user_id}", "delete"): "deleteUser",
+    ("/users/authenticate", "post"): "authenticateUser",
+}
+ALWAYS = {"422", "500", "503", "504"}
+WITH_BODY = ALWAYS | {"400", "408", "413", "415"}
+ERRORS = {
+    "readyz": {"503"},
+    "listUsers": ALWAYS,
+    "createUser": WITH_BODY | {"409"},
+    "readUser": ALWAYS | {"404"},
+    "replaceUser": WITH_BODY | {"404", "409"},
+    "changeUser": WITH_BODY | {"404", "409"},
+    "deleteUser": ALWAYS | {"404", "409"},
+    "authenticateUser": WITH_BODY | {"401"},
+}
+
+
+@pytest.fixture
+def openapi(client: httpx.Client) -> dict[str, Any]:
+    document: dict[str, Any] = client.get("/openapi.json").json()
+    return document
+
+
+def operation(openapi: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(
+        operation
+        for path in openapi["paths"].values()
+        for operation in path.values()
+        if operation["operationId"] == name
+    )
+    return found
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+def test_a_page_needs_nothing_from_another_host(client: httpx.Client, path: str) -> None:
+    page = client.get(path)
+    assert page.headers["Content-Type"].startswith("text/html")
+    links = re.findall(r"(?:src|href|url)[=:]\s*[\"']([^\"']*)", page.text)
+    assert len(links) >= 3
+    for link in links:
+        assert urlsplit(link).netloc == "", link
+        asset = client.get(link)
+        assert asset.status_code == 200
+        assert asset.content
+    assert re.findall(r"https?://", page.text) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "begins"),
+    [
+        ("swagger-ui-bundle.js", "text/javascript", b"/*"),
+        ("redoc.standalone.js", "text/javascript", b"/*"),
+        ("swagger-ui.css", "text/css", b"."),
+        ("favicon.png", "image/png", b"\x89PNG"),
+    ],
+)
+def test_an_asset_is_what_its_name_says(client: httpx.Client, name: str, kind: str, begins: bytes) -> None:
+    asset = client.get(f"/docs/assets/{name}")
+    assert asset.headers["Content-Type"].startswith(kind)
+    assert asset.content.startswith(begins)
+
+
+@pytest.mark.parametrize("name", ["../__init__.py", "..%2f__init__.py", "%2fetc%2fpasswd", "favicon.png%00", "x"])
+def test_nothing_but_the_assets_is_served(client: httpx.Client, name: str) -> None:
+    assert client.get(f"/docs/assets/{name}").status_code == 404
+
+
+def test_every_operation_has_a_name_of_its_own_that_stays(openapi: dict[str, Any]) -> None:
+    found = {
+        (path, method): operation["operationId"]
+        for path, operations in openapi["paths"].items()
+        for method, operation in operations.items()
+    }
+    assert found == OPERATIONS
+
+
+@pytest.mark.parametrize(("name", "statuses"), ERRORS.items())
+def test_every_error_of_an_operation_is_documented_with_an_example(
+    openapi: dict[str, Any], name: str, statuses: set[str]
+) -> None:
+    responses = {status: answer for status, answer in operation(openapi, name)["responses"].items() if status >= "400"}
+    assert set(responses) == statuses
+    for status, answer in responses.items():
+        content = answer["content"]["application/problem+json"]
+        assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
+        assert content["examples"]
+        for title, example in content["examples"].items():
+            problem = example["value"]
+            assert (problem["status"], problem["title"]) == (int(status), title)
+            assert set(problem) - {"errors", "failed"} == MEMBERS
+
+
+@pytest.mark.parametrize("name", ["createUser", "replaceUser", "authenticateUser"])
+def test_every_field_of_a_body_has_an_example(openapi: dict[str, Any], name: str) -> None:
+    reference = operation(openapi, name)["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    schema = openapi["components"]["schemas"][reference.rpartition("/")[2]]
+    assert all(field.get("examples") for field in schema["properties"].values())
+
+
+def test_the_bounds_of_the_cursor_and_the_page_are_documented(openapi: dict[str, Any]) -> None:
+    parameters = {parameter["name"]: parameter["schema"] for parameter in operation(openapi, "listUsers")["parameters"]}
+    assert (parameters["limit"]["minimum"], parameters["limit"]["maximum"], parameters["limit"]["default"]) == (
+        1,
+        1000,
+        100,
+    )
+    assert (parameters["after"]["minimum"], parameters["after"]["maximum"]) == (1, 2**63 - 1)
+
+
+@pytest.mark.parametrize("name", ["readUser", "replaceUser", "changeUser", "deleteUser"])
+def test_the_bounds_of_an_id_are_documented(openapi: dict[str, Any], name: str) -> None:
+    (parameter,) = operation(openapi, name)["parameters"]
+    assert (parameter["schema"]["minimum"], parameter["schema"]["maximum"]) == (1, 2**63 - 1)
+
+
+def test_a_password_is_in_no_documented_answer(openapi: dict[str, Any]) -> None:
+    assert set(openapi["components"]["schemas"]["User"]["properties"]) == {
+        "id", "fname", "lname", "email", "created_at", "updated_at",
+    }  # fmt: skip

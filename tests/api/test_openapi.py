@@ -1,0 +1,22 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.api.test_docs import OPERATIONS
+from tests.support.process import CHECKOUT, Service
+
+SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
+
+
+def test_every_operation_keeps_what_the_openapi_document_says(service: Service, tmp_path: Path) -> None:
+    hooks = {"SCHEMATHESIS_HOOKS": "tests.support.schemathesis_hooks", "PYTHONPATH": str(CHECKOUT)}
+    run = subprocess.run(
+        [SCHEMATHESIS, "run", f"{service.url}/openapi.json", "--checks=all", "--mode=all",
+         "--phases=examples,coverage,fuzzing,stateful", "--max-examples=40", "--seed=1", "--continue-on-failure",
+         "--generation-database=none", "--no-color"],
+        cwd=tmp_path, env={**os.environ, **hooks}, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    print(run.stdout, run.stderr)
+    assert run.returncode == 0, "schemathesis found differences: see its output"
+    assert f"{len(OPERATIONS)} selected / {len(OPERATIONS)} total" in run.stdout

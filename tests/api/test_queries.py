@@ -1,0 +1,170 @@
+"""Every statement is served by an index, and pages hold still while the table moves."""
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from service.users import queries
+from tests.support.postgres import TestDatabase
+from tests.support.process import Service
+from tests.support.schemas import prepare
+
+ROWS = 100_000
+HASH = "$argon2id$v=19$m=19456,t=2,p=1$JVaaRw1TGs6dKNDtr74+TA$bQga5WV1dq5+WHhmDI++pDGOHw/3vqQNkclnp2pe3XE"
+INSERT_ROWS = f"""
+    INSERT INTO "user" (id, fname, lname, email, password_hash)
+    SELECT n, 'Ada', 'Lovelace', 'user' || n || '@example.com', '{HASH}' FROM generate_series(1, {ROWS}) AS n
+"""
+
+STATEMENTS = {
+    name: value
+    for name, value in vars(queries).items()
+    if name.isupper() and isinstance(value, str) and value.split()[0] in {"SELECT", "INSERT", "UPDATE", "DELETE"}
+}
+
+VALUES: dict[str, Any] = {
+    "id": 50_000,
+    "after": 50_000,
+    "limit": 101,
+    "fname": "Ada",
+    "lname": "Lovelace",
+    "email": "User70000@example.com",
+    "password_hash": HASH,
+    "old": HASH,
+    "new": HASH,
+}
+
+
+@pytest.fixture(scope="module")
+def database(database: TestDatabase) -> TestDatabase:
+    """A table of a hundred thousand users, with the ids 1 to 100000."""
+    prepare(database)
+    with database.connect() as conn:
+        conn.execute(INSERT_ROWS)
+        conn.execute('VACUUM ANALYZE "user"')
+    return database
+
+
+@pytest.fixture
+def conn(database: TestDatabase) -> Iterator[psycopg.Connection]:
+    """A session on that table."""
+    with database.connect() as conn:
+        yield conn
+
+
+@pytest.fixture
+def client(service: Service) -> httpx.Client:
+    """A client of a service over it."""
+    return service.client
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def scans(plan: Any) -> list[str]:
+    """Return how a plan reads the table; an index read from end to end, for its order only, is no good either."""
+    found = [node for node in nodes(plan[0]["Plan"]) if "Scan" in node["Node Type"] and "Relation Name" in node]
+    return [node["Node Type"] + ("" if "Index Cond" in node else ", whole") for node in found]
+
+
+def test_the_statements_are_found() -> None:
+    assert {"INSERT_USER", "SELECT_USERS", "SELECT_USER", "UPDATE_USER", "DELETE_USER"} <= STATEMENTS.keys()
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_a_statement_is_served_by_an_index(conn: psycopg.Connection, name: str) -> None:
+    found = conn.execute(f"EXPLAIN (FORMAT json) {STATEMENTS[name]}", VALUES).fetchone()
+    assert found
+    assert_index(name, scans(found[0]))
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_a_prepared_statement_is_served_by_an_index_whatever_its_values(conn: psycopg.Connection, name: str) -> None:
+    """After five runs PostgreSQL may choose a plan without a look at the values: it must be no worse."""
+    names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", STATEMENTS[name])))
+    text = re.sub(r"%\((\w+)\)s", lambda match: f"${names.index(match[1]) + 1}", STATEMENTS[name])
+    conn.execute("SET plan_cache_mode = force_generic_plan")
+    conn.execute(f"PREPARE statement AS {text.replace('%%', '%')}")
+    values = psycopg.ClientCursor(conn).mogrify(",".join(["%s"] * len(names)), [VALUES[each] for each in names])
+    found = conn.execute(f"EXPLAIN (FORMAT json) EXECUTE statement ({values})").fetchone()
+    assert found
+    assert_index(name, scans(found[0]))
+
+
+def assert_index(name: str, found: list[str]) -> None:
+    print(name, found)
+    assert set(found) <= {"Index Scan", "Index Only Scan"}, f"{name} reads the table by {found}"
+    assert found or name.startswith("INSERT"), f"{name} reads nothing"
+
+
+def pages(client: httpx.Client, limit: int) -> Iterator[list[int]]:
+    """Follow the Link header to the end."""
+    url: str | None = f"/users?limit={limit}"
+    while url:
+        answer = client.get(url)
+        assert answer.status_code == 200, answer.text
+        yield [user["id"] for user in answer.json()]
+        url = answer.links.get("next", {}).get("url")
+
+
+def test_pages_hold_every_user_once_in_order(client: httpx.Client) -> None:
+    found = list(pages(client, limit=1000))
+    assert [len(page) for page in found] == [1000] * (ROWS // 1000)
+    assert [user_id for page in found for user_id in page] == list(range(1, ROWS + 1))
+
+
+def test_a_user_who_stays_is_on_one_page_while_others_come_and_go(client: httpx.Client, database: TestDatabase) -> None:
+    """Users with an even id stay; odd ones go and come back, everywhere in the table, as the pages are read."""
+    stop, moved = Event(), 0
+
+    def move() -> None:
+        nonlocal moved
+        with database.connect() as mover:
+            while not stop.is_set():
+                for start in range(1, ROWS, 1000):
+                    odd = {"ids": list(range(start, start + 1000, 2))}
+                    mover.execute('DELETE FROM "user" WHERE id = ANY(%(ids)s)', odd)
+                    mover.execute(INSERT_ROWS.replace("generate_series(1, 100000)", "unnest(%(ids)s::int[])"), odd)
+                    moved += 1
+
+    with ThreadPoolExecutor() as executor:
+        moving = executor.submit(move)
+        try:
+            found = [user_id for page in pages(client, limit=500) for user_id in page]
+        finally:
+            stop.set()
+        moving.result(timeout=60)
+    print(f"{moved} times 500 users went and came back, {len(found)} users were read")
+    assert moved > 1, "the table stood still"
+    assert [user_id for user_id in found if user_id % 2 == 0] == list(range(2, ROWS + 1, 2))
+    assert len(set(found)) == len(found), "a user was on two pages"
+
+
+def test_the_largest_id_can_be_read_and_gone_after(client: httpx.Client, database: TestDatabase) -> None:
+    largest = 2**63 - 1
+    with database.connect() as conn:
+        conn.execute(f"INSERT INTO \"user\" VALUES ({largest}, 'Last', 'One', 'last@example.com', '{HASH}')")
+    try:
+        assert [user["id"] for user in client.get(f"/users?after={ROWS}").json()] == [largest]
+        assert client.get(f"/users/{largest}").json()["fname"] == "Last"
+        after = client.get(f"/users?after={largest}")
+        assert (after.status_code, after.json(), "link" in after.headers) == (200, [], False)
+    finally:
+        assert client.delete(f"/users/{largest}").status_code == 204
+
+
+@pytest.mark.parametrize("after", [0, 1, 99_999, 2**31, 2**63 - 2, 2**63 - 1])
+def test_a_cursor_of_any_size_is_served_by_the_index(conn: psycopg.Connection, after: int) -> None:
+    """A number too large for bigint would be sent as numeric, which no index serves."""
+    found = conn.execute(f"EXPLAIN (FORMAT json) {queries.SELECT_USERS}", {"after": after, "limit": 101}).fetchone()
+    assert found
+    assert_index(f"SELECT_USERS after {after}", scans(found[0]))

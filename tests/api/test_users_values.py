@@ -1,0 +1,100 @@
+import unicodedata
+
+import httpx
+import pytest
+
+from tests.support.users import create, new_user, signs_in
+
+LONGEST_EMAIL = f"{'x' * 64}@{'a' * 63}.{'b' * 63}.{'c' * 57}.com"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("  Ada  ", "Ada"),
+        ("\N{NO-BREAK SPACE}Ada\N{IDEOGRAPHIC SPACE}", "Ada"),
+        ("Ame\N{COMBINING ACUTE ACCENT}lie", "Amélie"),
+        ("\N{ANGSTROM SIGN}sa", "\N{LATIN CAPITAL LETTER A WITH RING ABOVE}sa"),
+        ("Mary  Ann", "Mary  Ann"),
+        ('O\'Brien; DROP TABLE "user" --', 'O\'Brien; DROP TABLE "user" --'),
+        ("<b>%s {0} \\n", "<b>%s {0} \\n"),
+        ("李小龍", "李小龍"),
+        ("محمد", "محمد"),
+        ("👩‍👩‍👧", "👩‍👩‍👧"),
+        ("null", "null"),
+        ("A", "A"),
+        ("x" * 100, "x" * 100),
+        (f"   {'x' * 100}   ", "x" * 100),
+        ("\N{PILE OF POO}" * 100, "\N{PILE OF POO}" * 100),
+        ("e\N{COMBINING ACUTE ACCENT}" * 100, "é" * 100),
+        ("\u03b1\u0313\u0300\u0345" * 100, "\u1f82" * 100),  # no character is made of more
+        (f"{' ' * 30_000}Ada{' ' * 30_000}", "Ada"),
+    ],
+)
+@pytest.mark.parametrize("field", ["fname", "lname"])
+def test_a_name_is_trimmed_and_composed_and_otherwise_kept(
+    client: httpx.Client, field: str, given: str, kept: str
+) -> None:
+    user = create(client, **{field: given})
+    assert user[field] == kept
+    assert client.patch(f"/users/{user['id']}", json={field: given}).json()[field] == kept
+    assert client.get(f"/users/{user['id']}").json()[field] == kept
+
+
+@pytest.mark.parametrize("email", [LONGEST_EMAIL, "a+tag@example.com", "o'brien@sub.example.co.uk", "ÉDA@example.com"])
+def test_a_valid_email_is_taken(client: httpx.Client, email: str) -> None:
+    user = create(client, email=email)
+    assert user["email"] == email
+    assert signs_in(client, email)
+
+
+@pytest.mark.parametrize(
+    "email",
+    [
+        "Mixed.Case@Example.COM",
+        "ada@b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.com",
+        "bob@xn--bcher-kva.com",
+        "e\N{COMBINING ACUTE ACCENT}va@example.com",
+        "carol@\N{FULLWIDTH LATIN SMALL LETTER E}xample.com",
+    ],
+)
+def test_an_email_signs_in_and_is_found_as_it_was_given_at_sign_up(client: httpx.Client, email: str) -> None:
+    user = create(client, email=email)
+    assert client.get("/users", params={"email": email}).json() == [user]
+    assert signs_in(client, email)
+    assert client.post("/users", json=new_user(email=email)).json()["code"] == "email-taken"
+
+
+def test_an_email_is_unique_without_regard_to_the_case_of_any_letter(client: httpx.Client) -> None:
+    create(client, email="zo\N{LATIN SMALL LETTER E WITH DIAERESIS}@example.com")
+    again = new_user(email="ZO\N{LATIN CAPITAL LETTER E WITH DIAERESIS}@example.com")
+    assert client.post("/users", json=again).json()["code"] == "email-taken"
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "12345678",
+        "x" * 128,
+        " " * 8,
+        "  spaces  around  ",
+        "tab\tand\nline\x01",
+        "\N{PILE OF POO}" * 8,
+        "\N{PILE OF POO}" * 128,
+        "cafe\N{COMBINING ACUTE ACCENT} noir",
+        '"\\u0041\\"',
+    ],
+)
+def test_a_password_is_kept_exactly_as_received(client: httpx.Client, password: str) -> None:
+    email = create(client, password=password)["email"]
+    others = {password.strip(), password + " ", password[:-1], password.swapcase()}
+    others |= {unicodedata.normalize(form, password) for form in ("NFC", "NFKC")}
+    assert signs_in(client, email, password)
+    assert not any(signs_in(client, email, other) for other in others - {password})
+
+
+@pytest.mark.parametrize("password", ["1234567", "\N{PILE OF POO}" * 7, "x" * 129])
+def test_a_password_of_another_length_is_refused(client: httpx.Client, password: str) -> None:
+    response = client.post("/users", json=new_user(password=password))
+    assert response.status_code == 422
+    assert [error["loc"] for error in response.json()["errors"]] == [["body", "password"]]

@@ -1,0 +1,92 @@
+"""Copies of the checkout: another release, whose schema.sql is newer; and a second resource beside the users."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.process.test_grown_table import replace_workers, serves
+from tests.support.checkout import Checkout, copied
+from tests.support.postgres import Cluster, TestDatabase
+from tests.support.process import Service
+from tests.support.schemas import everything
+
+NEWER = """
+ALTER TABLE public."user" ADD COLUMN IF NOT EXISTS note text NOT NULL DEFAULT 'none';
+CREATE INDEX IF NOT EXISTS user_lname_key ON public."user" (lname);
+"""
+
+ORDERS = """
+CREATE TABLE IF NOT EXISTS public."order" (id bigint CONSTRAINT order_pkey PRIMARY KEY);
+"""
+
+ORDERS_UPGRADE = '''
+from service.database.schema import Upgrade
+
+SELECT_TABLE = """
+    SELECT to_regclass('public."order"') IS NOT NULL
+"""
+
+UPGRADE = Upgrade(lambda conn, _report: conn.execute(SELECT_TABLE).fetchone()[0])
+'''
+
+TWO_WORKERS = {"WORKERS": "2", "WORKER_THREADS": "2"}
+
+
+@pytest.fixture
+def database(cluster: Cluster) -> TestDatabase:
+    """An empty database for each test."""
+    return cluster.create_database()
+
+
+@pytest.fixture
+def newer() -> Iterator[Checkout]:
+    """A release that adds a column and an index."""
+    with copied() as checkout:
+        with (checkout.folder / "schema.sql").open("a") as schema:
+            schema.write(NEWER)
+        yield checkout
+
+
+def test_an_older_release_starts_beside_a_newer_one(database: TestDatabase, newer: Checkout) -> None:
+    with newer.start(database.environment) as new, Service({**database.environment, **TWO_WORKERS}) as old:
+        before = everything(database)
+        replace_workers(old)
+        assert newer.run("schema", database.environment).stdout == "the schema is up to date\n"
+        assert everything(database) == before, "neither undoes or repeats what the other did"
+        for service in (old, new):
+            serves(service.client)
+        assert "ERROR" not in old.log + new.log
+
+
+def test_an_older_release_goes_on_while_a_newer_one_is_deployed(database: TestDatabase, newer: Checkout) -> None:
+    with Service({**database.environment, **TWO_WORKERS}) as old:
+        assert "schema.sql is applied" in newer.run("schema", database.environment).stdout
+        serves(old.client)
+        replace_workers(old)
+        serves(old.client)
+        assert "ERROR" not in old.log
+
+
+def test_a_table_of_a_second_resource_that_was_dropped_is_made_again(database: TestDatabase) -> None:
+    with copied() as checkout:
+        with (checkout.folder / "schema.sql").open("a") as schema:
+            schema.write(ORDERS)
+        second = checkout.folder / "service" / "second"
+        second.mkdir()
+        (second / "upgrade.py").write_text(ORDERS_UPGRADE)
+        app = checkout.folder / "service" / "app.py"
+        text = app.read_text().replace("(upgrade.UPGRADE,)", "(upgrade.UPGRADE, second.UPGRADE)")
+        app.write_text(text.replace("\nlogger", "\nfrom service.second import upgrade as second\n\nlogger", 1))
+
+        def said() -> list[str]:
+            done = checkout.run("schema", database.environment)
+            assert done.returncode == 0, done.stderr
+            return done.stdout.splitlines()
+
+        applied = ["schema.sql is applied", "the schema is up to date"]
+        assert said() == applied
+        assert said() == applied[1:]
+        with database.connect() as conn:
+            conn.execute('DROP TABLE "order"')
+        assert said() == applied
+        assert said() == applied[1:]

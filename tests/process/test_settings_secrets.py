@@ -1,0 +1,93 @@
+"""A password is in no message, whatever is wrong with where it stands."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.checkout import Checkout, copied
+
+SECRET = "hunter2"
+
+
+@pytest.fixture(scope="module")
+def checkout() -> Iterator[Checkout]:
+    with copied() as checkout:
+        yield checkout
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        SECRET,
+        f"mysql://user:{SECRET}@localhost/db",
+        f"postgresql://user:%zz{SECRET}@localhost/db",
+        f"postgresql://user:{SECRET}@localhost/db?nonsense=1",
+        f"postgresql://user:{SECRET}@localhost:port/db",
+        f"postgresql://user:{SECRET}@localhost:99999/db",
+        f"postgresql://user:p@{SECRET}@localhost/db",
+        f"postgresql://user:p/{SECRET}@localhost/db",
+    ],
+)
+def test_a_malformed_url_stops_the_start_without_showing_its_password(checkout: Checkout, url: str) -> None:
+    started = checkout.run("serve", {"DATABASE_URL": url}, timeout=30)
+    assert SECRET not in started.stdout + started.stderr
+    assert "Traceback" not in started.stderr
+    assert started.returncode == 2, started.stderr
+    assert started.stderr.count("\n") == 1, started.stderr
+    assert "DATABASE_URL" in started.stderr
+    assert "postgresql://user:password@host:port/name" in started.stderr
+
+
+def test_a_value_in_the_url_that_only_libpq_knows_stops_the_start_too(checkout: Checkout) -> None:
+    started = checkout.run("serve", {"DATABASE_URL": f"postgresql://user:{SECRET}@localhost/db?sslmode=nonsense"})
+    assert (started.returncode, started.stderr.count("\n")) == (2, 1)
+    assert started.stderr.startswith("DATABASE_URL:")
+    assert "sslmode" in started.stderr
+    assert SECRET not in started.stderr
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {
+            "DATABASE_HOSTNAME": "/nowhere",
+            "DATABASE_NAME": "db",
+            "DATABASE_USERNAME": "user",
+            "DATABASE_PASSWORD": SECRET,
+        },
+        {"DATABASE_URL": f"postgresql://user:{SECRET}@127.0.0.1:1/db"},
+        {"DATABASE_URL": f"host=/nowhere dbname=db user=user password={SECRET}"},
+        {"DATABASE_URL": f"postgresql:///db?host=/nowhere&password={SECRET}"},
+    ],
+    ids=["variables", "URL", "keywords", "query"],
+)
+def test_check_shows_every_setting_but_no_secret(checkout: Checkout, given: dict[str, str]) -> None:
+    checked = checkout.run("check", given)
+    assert SECRET not in checked.stdout + checked.stderr
+    assert "\nDATABASE_PASSWORD=" in checked.stdout
+    assert "\nDATABASE_URL=" in checked.stdout
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"DATABASE_PASSWORD",
+        f"DATABASE_PASSWORD {SECRET}".encode(),
+        f"={SECRET}".encode(),
+        f"DATABASE_PASSWORD='{SECRET}".encode(),
+        f"DATABASE_PASSWORD={SECRET}\xe9".encode("latin-1"),
+    ],
+    ids=["no value", "no sign", "no name", "no end", "not UTF-8"],
+)
+def test_a_malformed_line_of_the_file_is_told_by_its_number_and_not_shown(checkout: Checkout, line: bytes) -> None:
+    file = checkout.folder / ".env"
+    file.write_bytes(b"WORKERS=1\n" + line + b"\n")
+    try:
+        checked = checkout.run("check")
+    finally:
+        file.unlink()
+    assert (checked.returncode, checked.stdout) == (2, "")
+    assert checked.stderr.count("\n") == 1, checked.stderr
+    assert checked.stderr.startswith(".env")
+    assert SECRET not in checked.stderr
+    assert "utf-8" in checked.stderr or "line 2" in checked.stderr

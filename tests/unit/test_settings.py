@@ -1,0 +1,195 @@
+"""Where a setting comes from, and what a wrong one is told."""
+
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from service.settings import Settings, SettingsError, load
+from tests.support.checkout import Checkout, copied
+from tests.support.process import CHECKOUT
+
+SECRET = "hunter2"
+NO_SERVER = {"DATABASE_HOSTNAME": "/nowhere", "DATABASE_NAME": "nobody", "DATABASE_USERNAME": "nobody"}
+NO_FILE = Path("/nowhere/.env")
+
+# Each round is one start with everything in it wrong.
+ROUNDS = [
+    {
+        "DATABASE_PORT": "0", "PORT": "many", "WORKERS": "0", "WORKER_THREADS": "1.5", "INSTANCES": "-1",
+        "QUEUE_LENGTH": "-1", "QUEUE_WAIT": "nan", "CONNECT_TIMEOUT": "0.5", "LOCK_TIMEOUT": "0",
+        "STATEMENT_TIMEOUT": "1e999", "IDLE_IN_TRANSACTION_TIMEOUT": "-inf", "LEAK_THRESHOLD": "soon",
+        "REQUEST_DEADLINE": "inf", "GRACEFUL_SHUTDOWN_TIMEOUT": "3601", "MAX_BODY_SIZE": "64KiB",
+    },
+    {
+        "PORT": "70000", "WORKERS": "four", "WORKER_THREADS": "0", "INSTANCES": "0", "QUEUE_LENGTH": "100001",
+        "QUEUE_WAIT": "2s", "REQUEST_DEADLINE": "nan", "MAX_BODY_SIZE": "100",
+    },
+    {"REQUEST_DEADLINE": "-1", "PORT": "-1", "WORKERS": "513", "WORKER_THREADS": "1001"},
+]  # fmt: skip
+
+TOO_MUCH = {
+    "PORT": "65535", "WORKERS": "512", "WORKER_THREADS": "1000", "INSTANCES": "1000", "QUEUE_LENGTH": "100000",
+    "QUEUE_WAIT": "3600", "CONNECT_TIMEOUT": "3600", "LOCK_TIMEOUT": "3600", "STATEMENT_TIMEOUT": "3600",
+    "LEAK_THRESHOLD": "3600", "REQUEST_DEADLINE": "3600", "GRACEFUL_SHUTDOWN_TIMEOUT": "3600",
+    "IDLE_IN_TRANSACTION_TIMEOUT": "3600", "MAX_BODY_SIZE": "16777216",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkout() -> Iterator[Checkout]:
+    with copied() as checkout:
+        yield checkout
+
+
+@pytest.fixture(scope="module")
+def rounds(checkout: Checkout) -> list[CompletedProcess[str]]:
+    return [checkout.run("check", mistakes) for mistakes in ROUNDS]
+
+
+def the_one_line(ended: CompletedProcess[str]) -> str:
+    """Return what a start that was stopped said."""
+    assert "Traceback" not in ended.stderr, ended.stderr
+    assert ended.returncode == 2, ended
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    return ended.stderr
+
+
+@pytest.mark.parametrize(("number", "name"), [(number, name) for number, each in enumerate(ROUNDS) for name in each])
+def test_a_wrong_value_is_told_in_one_line_with_what_it_takes(
+    rounds: list[CompletedProcess[str]], number: int, name: str
+) -> None:
+    lines = [line for line in rounds[number].stderr.splitlines() if line.startswith(f"{name}=")]
+    assert len(lines) == 1, rounds[number].stderr
+    assert ROUNDS[number][name] in lines[0]
+    assert "it takes" in lines[0]
+
+
+@pytest.mark.parametrize("number", range(len(ROUNDS)))
+def test_all_mistakes_are_told_at_once_and_nothing_else(rounds: list[CompletedProcess[str]], number: int) -> None:
+    assert len(rounds[number].stderr.splitlines()) == len(ROUNDS[number]), rounds[number].stderr
+    assert (rounds[number].returncode, rounds[number].stdout) == (2, "")
+
+
+@pytest.mark.parametrize(("name", "most"), TOO_MUCH.items())
+def test_who_asks_for_too_much_is_told_the_limit(name: str, most: str) -> None:
+    with pytest.raises(SettingsError, match=f"(?s)^{name}=.*it takes.*{most}"):
+        load({name: str(int(most) + 1)}, NO_FILE)
+
+
+@pytest.mark.parametrize("name", ["LOCK_TIMEOUT", "STATEMENT_TIMEOUT", "IDLE_IN_TRANSACTION_TIMEOUT"])
+def test_a_timeout_that_postgresql_would_read_as_none_at_all_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        load({"LOCK_TIMEOUT": "0.0001", name: "0.0002"}, NO_FILE)  # 0 ms, which is no limit
+
+
+@pytest.mark.parametrize(
+    ("shorter", "longer"),
+    [
+        ("LOCK_TIMEOUT", "STATEMENT_TIMEOUT"),
+        ("STATEMENT_TIMEOUT", "LEAK_THRESHOLD"),
+        ("LEAK_THRESHOLD", "REQUEST_DEADLINE"),
+        ("REQUEST_DEADLINE", "GRACEFUL_SHUTDOWN_TIMEOUT"),
+        ("QUEUE_WAIT", "REQUEST_DEADLINE"),
+    ],
+)
+def test_a_timeout_as_long_as_the_one_that_must_outlast_it_is_refused(shorter: str, longer: str) -> None:
+    length = f"{getattr(Settings(), longer.lower()):g}"
+    with pytest.raises(SettingsError, match=f"^{shorter}={length} .* {longer}={length}$"):
+        load({shorter: length}, NO_FILE)
+
+
+def test_timeouts_in_the_wrong_order_stop_the_start(checkout: Checkout) -> None:
+    line = the_one_line(checkout.run("check", {"STATEMENT_TIMEOUT": "11", "LEAK_THRESHOLD": "12"}))
+    assert "LEAK_THRESHOLD=12" in line
+    assert "REQUEST_DEADLINE=10" in line
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({"DATABASE_URL": f"postgresql://u:{SECRET}@h/d", "DATABASE_NAME": "d"}, ["DATABASE_URL", "DATABASE_NAME"]),
+        ({"DATABASE_HOSTNAME": "h"}, ["DATABASE_NAME", "DATABASE_HOSTNAME"]),
+        ({"DATABASE_HOSTNAME": "h", "DATABASE_NAME": "d"}, ["DATABASE_USERNAME"]),
+        ({"DATABASE_NAME": "d", "DATABASE_USERNAME": "u"}, ["DATABASE_HOSTNAME"]),
+        ({"DATABASE_PASSWORD": SECRET}, ["DATABASE_HOSTNAME", "DATABASE_PASSWORD"]),
+        ({"DATABASE_PORT": "5432"}, ["DATABASE_HOSTNAME", "DATABASE_PORT"]),
+    ],
+    ids=["both forms", "only a host", "no user", "no host", "only a password", "only a port"],
+)
+def test_a_database_named_twice_or_by_half_stops_the_start(
+    checkout: Checkout, given: dict[str, str], names: list[str]
+) -> None:
+    line = the_one_line(checkout.run("check", given))
+    assert all(name in line for name in names), line
+    assert SECRET not in line
+
+
+@pytest.mark.parametrize("origin", [
+    "app.example.com", "https://app.example.com/", "https://app.example.com/path", "https://", "null",
+    "https://*.example.com", "https://user@app.example.com", "https://app.example.com:port", "https://a b.com",
+    "https://[::1", "https://app.example.com, *",
+])  # fmt: skip
+def test_an_origin_that_no_browser_would_ever_send_is_refused(origin: str) -> None:
+    with pytest.raises(SettingsError, match=r"^CORS_ORIGINS\b") as refused:
+        load({"CORS_ORIGINS": origin}, NO_FILE)
+    assert str(refused.value).count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "origins"),
+    [
+        ("", []),
+        ("*", ["*"]),
+        (
+            " https://app.example.com , http://localhost:3000, ",
+            ["https://app.example.com", "http://localhost:3000"],
+        ),
+        ("http://[::1]:3000", ["http://[::1]:3000"]),
+    ],
+)
+def test_origins_are_separated_by_commas(given: str, origins: list[str]) -> None:
+    assert load({"CORS_ORIGINS": given}, NO_FILE).allowed_origins == origins
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "a..b", "no such host"])
+def test_an_address_that_is_not_of_this_machine_stops_the_start(checkout: Checkout, host: str) -> None:
+    assert f"HOST={host}" in the_one_line(checkout.run("serve", NO_SERVER | {"HOST": host}))
+
+
+def test_a_port_in_use_stops_the_start(checkout: Checkout) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        line = the_one_line(checkout.run("serve", NO_SERVER | {"PORT": port}))
+    assert f"PORT={port}" in line
+    assert "in use" in line
+
+
+def test_what_is_empty_is_unset() -> None:
+    assert load({name.upper(): "" for name in Settings.model_fields}, NO_FILE) == Settings()
+
+
+def test_the_environment_beats_the_file_and_the_file_beats_the_default(checkout: Checkout) -> None:
+    file = checkout.folder / ".env"
+    file.write_text("# a comment\n\nWORKERS=3\nexport QUEUE_LENGTH='7'  # another\nINSTANCES=\nUNKNOWN=1\n")
+    try:
+        shown = checkout.run("check", NO_SERVER | {"WORKERS": "2"}).stdout.splitlines()
+    finally:
+        file.unlink()
+    assert {"WORKERS=2", "QUEUE_LENGTH=7", "INSTANCES=1", "WORKER_THREADS=8"} <= set(shown)
+
+
+def test_env_example_lists_every_setting_with_its_default() -> None:
+    listed = re.findall(r"^#?([A-Z_]+)=(.*)$", (CHECKOUT / ".env.example").read_text(), re.MULTILINE)
+    assert sorted(name.lower() for name, _ in listed) == sorted(Settings.model_fields)
+    given = {name: value for name, value in listed if not name.startswith("DATABASE_")}  # those are examples
+    assert load(given, NO_FILE) == Settings()
+    assert [name for name, value in given.items() if not value] == ["OPERATOR_KEY", "CORS_ORIGINS"]
+
+
+def test_env_example_has_three_groups() -> None:
+    headings = re.findall(r"^# -+ (\w+) -+$", (CHECKOUT / ".env.example").read_text(), re.MULTILINE)
+    assert headings == ["Essential", "Frequent", "Rare"]

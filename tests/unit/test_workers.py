@@ -1,0 +1,119 @@
+"""The worker threads, on a real event loop."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+
+from service.web.admission import Overloaded
+from service.web.waiting_line import expiring
+from service.web.workers import Workers
+from tests.support.polling import until
+
+SIZE = 2
+LONG = 60.0  # seconds: longer than a test
+COLOUR: ContextVar[str] = ContextVar("COLOUR")
+
+
+class Hold:
+    """A call that takes its thread until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Semaphore(0)
+        self.go = threading.Event()
+
+    def __call__(self) -> None:
+        self.begun.release()
+        assert self.go.wait(LONG)
+
+
+def later(wait: float = LONG) -> float:
+    """Return the time by which a call has to begin."""
+    return time.monotonic() + wait
+
+
+def play(scene: Callable[[Workers], Coroutine[Any, Any, None]]) -> None:
+    """Run a scene with `SIZE` threads."""
+
+    async def run() -> None:
+        workers = Workers(SIZE)
+        async with asyncio.timeout(LONG), workers.running(), expiring(workers):
+            await scene(workers)
+            assert workers.idle == SIZE
+
+    asyncio.run(run())
+    until(lambda: not any(thread.name.startswith("AnyIO") for thread in threading.enumerate()), "its threads end")
+
+
+async def all_taken(workers: Workers) -> tuple[Hold, asyncio.Future[list[None]]]:
+    """Return what holds every thread, and what ends when it has let go."""
+    hold = Hold()
+    held = asyncio.gather(*(workers.run(hold, {}, start_by=later()) for _ in range(SIZE)))
+    for _ in range(SIZE):
+        assert await asyncio.to_thread(hold.begun.acquire, timeout=LONG)
+    return hold, held
+
+
+def test_a_call_is_carried_out_on_a_thread_in_the_context_of_its_request() -> None:
+    def answer(number: int) -> tuple[int, str, bool]:
+        return number, COLOUR.get(), threading.current_thread() is threading.main_thread()
+
+    async def scene(workers: Workers) -> None:
+        COLOUR.set("blue")
+        assert await workers.run(answer, {"number": 7}, start_by=later()) == (7, "blue", False)
+
+    play(scene)
+
+
+@pytest.mark.parametrize(("raised", "seen"), [(ValueError, ValueError), (StopIteration, RuntimeError)])
+def test_what_a_call_raises_is_raised_where_it_is_awaited(raised: type[Exception], seen: type[Exception]) -> None:
+    def fail() -> None:
+        raise raised
+
+    async def scene(workers: Workers) -> None:
+        for _ in range(SIZE + 1):  # and its thread takes the next
+            with pytest.raises(seen):
+                await workers.run(fail, {}, start_by=later())
+
+    play(scene)
+
+
+def test_calls_that_no_thread_takes_in_time_are_refused_and_never_carried_out() -> None:
+    done: list[int] = []
+
+    def note(number: int) -> None:
+        done.append(number)
+
+    async def scene(workers: Workers) -> None:
+        hold, held = await all_taken(workers)
+        calls = [workers.run(note, {"number": n}, start_by=later(0.2)) for n in range(5)]
+        late = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(each) for each in late] == [Overloaded] * 5
+        hold.go.set()
+        await held
+
+    play(scene)
+    assert done == []
+
+
+def test_a_call_that_nobody_awaits_any_more_is_never_carried_out() -> None:
+    done: list[bool] = []
+
+    def note() -> None:
+        done.append(True)
+
+    async def scene(workers: Workers) -> None:
+        hold, held = await all_taken(workers)
+        forgotten = asyncio.create_task(workers.run(note, {}, start_by=later()))
+        await asyncio.sleep(0)
+        forgotten.cancel()
+        await asyncio.wait([forgotten])
+        hold.go.set()
+        await held
+
+    play(scene)
+    assert done == []
