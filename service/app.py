@@ -31,13 +31,12 @@ from service.telemetry import log
 from service.users.passwords import HASHES_PER_SECOND, cores
 from service.users.routes import USERS
 from service.web import health
-from service.web.admission import Admission
+from service.web.admission import Admission, expiring
 from service.web.endpoint import EventLoopRoute, Resources, endpoint_route
 from service.web.health import Readiness
 from service.web.middleware import ProblemMiddleware, RequestMiddleware
 from service.web.problems import PROBLEMS
 from service.web.resource import Resource
-from service.web.waiting_line import expiring
 from service.web.workers import BACKLOG, Workers
 
 logger = logging.getLogger(__name__)

@@ -6,13 +6,16 @@ has returned, so a client that sends or reads slowly never holds one.
 
 import asyncio
 import time
-from functools import partial
-from typing import Self
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol, Self
 
 from service.telemetry import metrics
-from service.web.waiting_line import WaitingLine
 
 FULL, LATE = "full", "late"  # why a request is refused
+
+TICK = 0.05  # seconds between two looks at who has waited too long
 
 
 class Overloaded(Exception):
@@ -46,8 +49,8 @@ Turn = asyncio.Future[Permit]
 class Admission:
     """Permits for `limit` requests at work and `backlog` ready for them. At most `queue_length` others wait.
 
-    First come, first served; but those that yield wait behind all others, and lose their place to them. To be used on
-    one event loop only, where `expire` must be called regularly.
+    First come, first served; but those of low priority wait behind all others, and lose their place to them. To be
+    used on one event loop only, where `expire` must be called regularly.
     """
 
     def __init__(self, limit: int, *, backlog: int, name: str, queue_length: int, queue_wait: float) -> None:
@@ -59,8 +62,9 @@ class Admission:
         self.wait = queue_wait
         self.name = name
         self.released = 0  # permits, since the start
-        self._line = WaitingLine[Permit]()
-        self._yielding = WaitingLine[Permit]()
+        # Until when each request waits, in the order in which they came.
+        self._line = OrderedDict[Turn, float]()
+        self._low_priority = OrderedDict[Turn, float]()
 
     @property
     def in_flight(self) -> int:
@@ -70,7 +74,7 @@ class Admission:
     @property
     def waiting(self) -> int:
         """How many wait for a permit."""
-        return len(self._line) + len(self._yielding)
+        return len(self._line) + len(self._low_priority)
 
     @property
     def full(self) -> bool:
@@ -89,11 +93,11 @@ class Admission:
         self.free -= 1
         return Permit(self)
 
-    async def acquire(self, until: float, *, yields: bool = False) -> Permit:
+    async def acquire(self, until: float, *, low_priority: bool = False) -> Permit:
         """Return a permit; wait for it until the monotonic time `until`. Raises Overloaded."""
         if permit := self.try_acquire():
             return permit
-        turn = self.enqueue(until, yields=yields)
+        turn = self.enqueue(until, low_priority=low_priority)
         try:
             return await turn
         except asyncio.CancelledError:
@@ -102,7 +106,7 @@ class Admission:
         except Overloaded as exc:
             raise self.refuse(str(exc)) from None
 
-    def enqueue(self, until: float, *, yields: bool = False) -> Turn:
+    def enqueue(self, until: float, *, low_priority: bool = False) -> Turn:
         """Return a future that gets a permit, or fails with Overloaded shortly after `until`.
 
         Give it to `cancel` when the permit is no longer wanted. Its failure is not counted: `refuse` does that.
@@ -110,9 +114,14 @@ class Admission:
         """
         if time.monotonic() >= until:
             raise self.refuse(LATE)
-        if self.waiting >= self.length and (yields or not self._yielding.refuse_last(partial(Overloaded, FULL))):
-            raise self.refuse(FULL)
-        return (self._yielding if yields else self._line).join(until)
+        if self.waiting >= self.length:
+            displaced = None if low_priority else _pop(self._low_priority, last=True)
+            if not displaced:
+                raise self.refuse(FULL)
+            displaced.set_exception(Overloaded(FULL))
+        turn: Turn = asyncio.get_running_loop().create_future()
+        (self._low_priority if low_priority else self._line)[turn] = until
+        return turn
 
     def cancel(self, turn: Turn) -> None:
         """Leave the queue; a permit that was just granted goes to the next in line."""
@@ -120,19 +129,56 @@ class Admission:
             if turn.exception() is None:
                 turn.result().release()
             return
-        self._line.leave(turn)
-        self._yielding.leave(turn)
+        self._line.pop(turn, None)
+        self._low_priority.pop(turn, None)
         turn.cancel()
         metrics.REQUESTS_ABANDONED.labels(self.name).inc()
 
     def release(self) -> None:
         """Pass a permit on to the next in line. Called by the permit."""
         self.released += 1
-        permit = Permit(self)
-        if not self._line.serve(permit) and not self._yielding.serve(permit):
+        if turn := _pop(self._line) or _pop(self._low_priority):
+            turn.set_result(Permit(self))
+        else:
             self.free += 1
 
     def expire(self, now: float) -> None:
-        """Refuse the requests that have waited too long."""
-        self._line.refuse_late(now, partial(Overloaded, LATE))
-        self._yielding.refuse_late(now, partial(Overloaded, LATE))
+        """Refuse the requests that have waited too long: the oldest are in front."""
+        for line in (self._line, self._low_priority):
+            while line and next(iter(line.values())) <= now:
+                turn, _ = line.popitem(last=False)
+                if not turn.done():
+                    turn.set_exception(Overloaded(LATE))
+
+
+def _pop(line: OrderedDict[Turn, float], *, last: bool = False) -> Turn | None:
+    """Remove and return the first or last in line that still waits."""
+    while line:
+        turn, _ = line.popitem(last=last)
+        if not turn.done():  # its task was cancelled, and has not run since
+            return turn
+    return None
+
+
+class Expires(Protocol):
+    """Something in which nobody may wait too long."""
+
+    def expire(self, now: float) -> None:
+        """Refuse whoever has waited until the monotonic time `now` or an earlier one."""
+
+
+@asynccontextmanager
+async def expiring(*queues: Expires) -> AsyncIterator[None]:
+    """Have `queues` expire regularly while the block runs. One timer for all: a timer for each request costs 3 %."""
+
+    async def run() -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            for queue in queues:
+                queue.expire(time.monotonic())
+
+    timer = asyncio.create_task(run())
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -15,7 +15,7 @@ class Arrival:
     received_at: float = field(default_factory=time.monotonic)
     disconnected: Callable[[], bool] = lambda: False  # whether the client has left
     permit: Permit | None = None  # acquired by the server; released before the response is sent
-    yields: bool = False  # a log-in failed on this connection: its next one waits behind all others that hash
+    low_priority: bool = False  # after a failed log-in on this connection: its next one hashes after all others
 
     # Set by the application.
     admitted: bool = False  # the endpoint was run

@@ -142,7 +142,7 @@ class Endpoint:
 
 async def _acquire(admission: Admission, arrival: Arrival) -> Permit:
     """Return a permit. Raises Overloaded, and ClientDisconnect when the client left while its request waited."""
-    permit = await admission.acquire(_start_by(admission), yields=arrival.yields)
+    permit = await admission.acquire(_start_by(admission), low_priority=arrival.low_priority)
     if arrival.disconnected():
         permit.release()
         metrics.REQUESTS_ABANDONED.labels(admission.name).inc()

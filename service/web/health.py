@@ -67,7 +67,7 @@ def routes(
     async def readyz() -> Response:
         """Asks the database, over a connection that nobody needs at the moment; busy is not failed."""
         failed = readiness.failed
-        if failed is None and workers.idle > 0:
+        if failed is None and workers.idle:
             deadline = time.monotonic() + PROBE_TIMEOUT
             DEADLINE.set(deadline)
             failed = await workers.run(_probe, {"database": database}, start_by=deadline)

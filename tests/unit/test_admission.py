@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.web.admission import Admission, Overloaded
-from service.web.waiting_line import expiring
+from service.web.admission import Admission, Overloaded, expiring
 
 LONG = 60.0  # seconds: longer than a test
 
@@ -26,10 +25,10 @@ class Crowd:
         self._leave: dict[int, asyncio.Event] = {}
         self.tasks: dict[int, asyncio.Task[None]] = {}
 
-    async def come(self, *names: int, yields: bool = False) -> None:
+    async def come(self, *names: int, low_priority: bool = False) -> None:
         for name in names:
             self._leave[name] = asyncio.Event()
-            self.tasks[name] = asyncio.create_task(self._hold(name, yields=yields))
+            self.tasks[name] = asyncio.create_task(self._hold(name, low_priority=low_priority))
             await settle()
 
     async def leave(self, *names: int) -> None:
@@ -37,9 +36,9 @@ class Crowd:
             self._leave[name].set()
         await settle()
 
-    async def _hold(self, name: int, *, yields: bool) -> None:
+    async def _hold(self, name: int, *, low_priority: bool) -> None:
         try:
-            permit = await self.admission.acquire(time.monotonic() + self.admission.wait, yields=yields)
+            permit = await self.admission.acquire(time.monotonic() + self.admission.wait, low_priority=low_priority)
         except Overloaded:
             self.refused.append(name)
             return
@@ -212,15 +211,15 @@ def test_no_place_is_lost_or_made_by_a_thousand_requests_of_which_many_are_cance
     crowd(limit, queue_wait=0.002)(scene)
 
 
-def test_those_that_yield_come_last_and_make_room_for_others() -> None:
+def test_requests_of_low_priority_come_last_and_make_room_for_others() -> None:
     async def scene(crowd: Crowd) -> None:
         await crowd.come(0)
-        await crowd.come(1, 2, yields=True)
+        await crowd.come(1, 2, low_priority=True)
         assert crowd.admission.full
-        await crowd.come(3, yields=True)
+        await crowd.come(3, low_priority=True)
         assert crowd.refused == [3]
         await crowd.come(4)
-        assert crowd.refused == [3, 2], "the newest of those that yield makes room"
+        assert crowd.refused == [3, 2], "the newest of low priority makes room"
         await crowd.leave(0)
         assert crowd.inside == [4]
         await crowd.leave(4)

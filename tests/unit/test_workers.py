@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.web.admission import Overloaded
-from service.web.waiting_line import expiring
+from service.web.admission import Overloaded, expiring
 from service.web.workers import Workers
 from tests.support.polling import until
 

@@ -33,17 +33,18 @@ class PoolState(Collector):
 
     def json(self) -> Json:
         """Return one worker of /pool, and `holders`: since when and by which route each connection is held."""
-        idle = max(0, self._workers.idle)
-        ready = max(0, -self._workers.idle)  # calls that wait for a thread
         hashes = min(self._hashing.in_flight, self._hashing.limit)
         size = self._workers.size
         opened = self._database.stats().get("pool_size", 0)
         return {
             "pid": os.getpid(),
             "since": self._since,
-            "threads": {"size": size, "busy": size - idle},
+            "threads": {"size": size, "busy": size - self._workers.idle},
             "connections": {"size": size, "open": opened, "used": min(opened, self._used)},
-            "queue": {"length": self._queue.length + self._queue.backlog, "waiting": self._queue.waiting + ready},
+            "queue": {
+                "length": self._queue.length + self._queue.backlog,
+                "waiting": self._queue.waiting + self._workers.ready,
+            },
             "hashing": {
                 "size": self._hashing.limit,
                 "busy": hashes,

@@ -120,7 +120,7 @@ class MetricsPublisher:
             await asyncio.sleep(RETRY_PERIOD)
             now = time.monotonic()
             is_due = now >= next_time or self._history.error
-            if self._history.is_writer and is_due and self._workers.idle > 0:
+            if self._history.is_writer and is_due and self._workers.idle:
                 next_time = now + ASK_PERIOD
                 await self._ask(now + ASK_TIMEOUT)
 

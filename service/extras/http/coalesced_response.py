@@ -77,7 +77,7 @@ class CoalescedResponse(RequestResponseCycle):
             await super().send(start)
             await super().send(message)
 
-    def release(self) -> None:
+    def cancel_backoff(self) -> None:
         """Send at once a response that waits: the client has left, or the service stops."""
         if self._resumed:
             self.backoff.cancel(self._resumed.set)

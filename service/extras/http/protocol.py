@@ -123,7 +123,7 @@ class Protocol(HttpToolsProtocol):
         if self._charge:
             self._state.reconnect.charge(self._charge.cost)
         if self._service is ServiceState.SEND_RESPONSE:
-            self.cycle.release()
+            self.cycle.cancel_backoff()
         self._service = ServiceState.IDLE
         super().connection_lost(exc)
         # Or all of them would keep each other from being freed, until the garbage collector looks.
@@ -216,7 +216,7 @@ class Protocol(HttpToolsProtocol):
         self._stopping = True
         if self._service is ServiceState.SEND_RESPONSE:
             self.cycle.keep_alive = False
-            self.cycle.release()
+            self.cycle.cancel_backoff()
         if self._backoff:
             self._backoff.cancel(self._resume)
             self._resume()
