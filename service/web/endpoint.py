@@ -60,6 +60,8 @@ class EndpointRoute(APIRoute):
         super().__init__(path, endpoint, **kwargs)
         if self.dependant.response_param_name or self.dependant.background_tasks_param_name:
             raise TypeError(f"{endpoint.__name__} must return a Response: its headers and background tasks go there")
+        if self.body_field and self.body_field not in self.dependant.body_params:
+            raise TypeError(f"{endpoint.__name__} must take the whole body as one parameter of its own")
         self.app = Endpoint(self, self.resources)
         if self.app.arguments.have_dependencies:
             self.app = AsyncExitStackMiddleware(self.app)  # closes what a dependency opened

@@ -1,15 +1,18 @@
 """Endpoints that somebody adds, with what FastAPI's documentation tells of."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Annotated
 
 import httpx
 import pytest
+from fastapi import Body, Depends
 from starlette.responses import Response
 
 from service.web.admission import Admission
 from service.web.endpoint import Resources, endpoint_route
 from service.web.workers import Workers
+from tests.support.more_endpoints import Session
 from tests.support.polling import until
 from tests.support.postgres import TestDatabase
 from tests.support.problems import is_problem
@@ -102,6 +105,24 @@ def test_headers_and_background_tasks_belong_to_the_response(resources: Resource
 
     with pytest.raises(TypeError, match="wrong must return a Response"):
         endpoint_route(resources)("/wrong", wrong)
+
+
+def takes_two(first: Session, second: Session) -> None:
+    """FastAPI would look for both in one object."""
+
+
+def takes_embedded(first: Annotated[Session, Body(embed=True)]) -> None:
+    """FastAPI would look for it under its name."""
+
+
+def takes_another_in_a_dependency(second: Session, _: Annotated[None, Depends(takes_embedded)]) -> None:
+    """FastAPI would look for both in one object."""
+
+
+@pytest.mark.parametrize("wrong", [takes_two, takes_embedded, takes_another_in_a_dependency])
+def test_an_endpoint_takes_the_whole_body_as_one_parameter(resources: Resources, wrong: Callable[..., None]) -> None:
+    with pytest.raises(TypeError, match=f"{wrong.__name__} must take the whole body as one parameter"):
+        endpoint_route(resources)("/wrong", wrong, methods=["POST"])
 
 
 @pytest.fixture
