@@ -1,16 +1,22 @@
 """The real things every test stands on: one PostgreSQL for the run, one database and one service for each module."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import httpx
 import pytest
 
+from tests.support.fork_server import ForkServer
 from tests.support.postgres import Cluster, TestDatabase, installed
 from tests.support.process import Service
 
 # The API without service/extras/http/.
 STOCK_UVICORN = (sys.executable, "-m", "uvicorn", "--factory", "service.app:create_app", "--port", "0")
+
+# No test uses TLS. Otherwise every client of httpx reads all certificates of the machine: 35 ms of a core.
+os.environ["SSL_CERT_DIR"] = "/nowhere"
+os.environ.pop("SSL_CERT_FILE", None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,6 +37,13 @@ def cluster() -> Iterator[Cluster]:
 def database(cluster: Cluster) -> TestDatabase:
     """An empty database."""
     return cluster.create_database()
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """A process that forks services; the folders in which no start is tested use it."""
+    with ForkServer() as fork_server:
+        yield fork_server
 
 
 @pytest.fixture(scope="session")

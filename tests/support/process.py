@@ -9,11 +9,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import httpx
 
 from service.settings import Settings
+from tests.support.fork_server import ForkedProcess, ForkServer
 from tests.support.polling import until
 
 CHECKOUT = Path(__file__).parents[2]
@@ -30,6 +31,8 @@ def environment(settings: Mapping[str, str], checkout: Path = CHECKOUT) -> dict[
 class Service:
     """`python -m service serve` (or another command) on a free port, until the `with` block ends."""
 
+    fork_server: ClassVar[ForkServer | None] = None  # where the start itself is not tested
+
     def __init__(
         self,
         settings: Mapping[str, str],
@@ -39,14 +42,16 @@ class Service:
     ) -> None:
         """Start it; `settings` are environment variables, `argv` is a command line in place of the usual one."""
         self._output = tempfile.NamedTemporaryFile("w+", prefix="service-", suffix=".log")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            argv or [sys.executable, "-m", "service", command],
-            cwd=checkout,
-            env=environment({"PORT": "0", **settings}, checkout),
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        argv = argv or [sys.executable, "-m", "service", command]
+        variables = environment({"PORT": "0", **settings}, checkout)
+        self.process: subprocess.Popen[bytes] | ForkedProcess
+        if self.fork_server and checkout == CHECKOUT and argv[:2] == [sys.executable, "-m"]:
+            self.process = self.fork_server.start(argv[2:], variables, self._output.fileno())
+        else:
+            self.process = subprocess.Popen(
+                argv, cwd=checkout, env=variables,
+                stdout=self._output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
 
     def __enter__(self) -> Self:
         try:
