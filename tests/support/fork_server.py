@@ -7,6 +7,7 @@ real `python -m service` processes, as there the start itself is tested.
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import runpy
 import selectors
@@ -100,6 +101,7 @@ def main() -> None:
     command = serve(requests)
     if command is None:
         return
+    multiprocessing.current_process().authkey = os.urandom(32)  # a key of its own, as in every new process
     os.environ.clear()
     os.environ.update(command["environment"])
     sys.argv = command["argv"]
