@@ -17,7 +17,7 @@ from uvicorn.supervisors import ChangeReload
 from service import settings as environment
 from service.app import UPGRADES
 from service.database.budget import ServerUnfit
-from service.database.schema import SchemaError
+from service.database.schema import SCHEMA, SchemaError
 from service.extras import embedded
 from service.extras.embedded import EmbeddedError
 from service.extras.http import listen
@@ -29,12 +29,10 @@ from service.telemetry import log
 
 DATA = Path(__file__).parents[1] / ".data"  # of the embedded PostgreSQL
 
+PAGE_FILES = ["*.sql", "*.html", "*.css", "*.js", "*.svg"]  # that change what `run` serves, besides Python's
+
 USAGE_ERROR = 2  # exit status: the user can correct it
 STARTUP_FAILURE = 3  # exit status: uvicorn's, when the application cannot start
-
-# Seconds that an idle connection stays open. Proxies and load balancers usually keep theirs for 60, and must be the
-# first to close: with uvicorn's 5, a request now and then met the close, and its connection was reset.
-KEEP_ALIVE = 75
 
 # Seconds that a worker may take to start, and to answer its supervisor. Healthy workers of a busy machine exceed
 # uvicorn's 5.
@@ -45,22 +43,37 @@ logger = logging.getLogger("service")
 report = partial(print, flush=True)  # progress must be visible at once, in a file or a pipe too
 
 
+def warn(text: object) -> None:
+    """Print a line on standard error."""
+    print(text, file=sys.stderr)
+
+
 def main() -> None:
     """Run the command. What the user can correct ends it with one line on standard error and exit status 2."""
     _open_closed_streams()
     parser = argparse.ArgumentParser(prog="python -m service", description="A users API over PostgreSQL.")
-    commands = {"run": run, "serve": serve, "check": check, "schema": schema}
-    parser.add_argument(
-        "command", choices=commands, help="develop with reload, serve, check the settings, or apply schema.sql"
-    )
-    command = commands[parser.parse_args().command]
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for command in (run, serve, check, schema):
+        words = (command.__doc__ or "").partition("\n")[0]
+        commands.add_parser(command.__name__, help=words, description=words).set_defaults(command=command)
+    arguments = vars(parser.parse_args())
+    command = arguments.pop("command")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that `with` blocks end, and PostgreSQL with them
     # The terminal was closed: end, as at SIGTERM. With several workers, uvicorn replaces them one by one at SIGHUP.
     signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
-        command(environment.load())
-    except (SettingsError, EmbeddedError, ServerRefused, ServerUnfit, SchemaError, ServerUnreachable) as exc:
-        print(exc, file=sys.stderr)
+        for line in environment.near_misses():
+            warn(line)
+        command(environment.load(), **arguments)
+    except (
+        SettingsError,
+        EmbeddedError,
+        ServerRefused,
+        ServerUnfit,
+        SchemaError,
+        ServerUnreachable,
+    ) as exc:
+        warn(exc)
         sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
         sys.exit(130)  # the exit status that shells give to Ctrl-C
@@ -76,15 +89,20 @@ def _open_closed_streams() -> None:
 
 
 def run(settings: Settings) -> None:
-    """Develop: one process that restarts when a file under service/ changes."""
+    """Develop: one process that restarts when schema.sql or a file under service/ changes."""
     os.environ["WORKERS"] = "1"  # in the environment, as the process that serves reads its settings there
+    # An editor replaces a file, and the kernel's notifications about schema.sql would end with the first one.
+    os.environ.setdefault("WATCHFILES_FORCE_POLLING", "true")
     if "log_format" not in settings.model_fields_set:
         os.environ["LOG_FORMAT"] = "text"
     _start(environment.load(), reload=True)
 
 
 def serve(settings: Settings) -> None:
-    """Serve in production: WORKERS processes. Raises SettingsError when no database is configured."""
+    """Serve in production: WORKERS processes.
+
+    Raises SettingsError when no database is configured.
+    """
     settings.server()
     _start(settings, reload=False)
 
@@ -121,8 +139,9 @@ def _start(settings: Settings, *, reload: bool) -> None:
             workers=settings.workers,
             reload=reload,
             reload_dirs=[str(Path(__file__).parent)] if reload else None,
+            reload_includes=PAGE_FILES if reload else None,
             timeout_graceful_shutdown=math.ceil(settings.graceful_shutdown_timeout),
-            timeout_keep_alive=KEEP_ALIVE,
+            timeout_keep_alive=settings.keep_alive,
             timeout_worker_healthcheck=WORKER_TIMEOUT,
             log_config=None,  # service/telemetry/log.py
             http="service.extras.http.protocol:Protocol",
@@ -130,8 +149,10 @@ def _start(settings: Settings, *, reload: bool) -> None:
             server_header=False,
             proxy_headers=False,  # extras/admin/routes.py needs the real peer, not what a header claims
         )
+        if reload:
+            config.reload_dirs.append(SCHEMA)  # uvicorn's parameter takes folders only
         sockets = listen.listen(bound, config.backlog, settings)
-        logger.info("running on %s (Ctrl-C stops it)", listen.url(bound))
+        logger.info("running on %s (Ctrl-C stops it)", ", ".join(map(listen.url, bound)))
         if settings.workers > 1:
             supervisor = Supervisor(config, sockets)
             supervisor.run()

@@ -144,6 +144,7 @@ def _spare_the_collector() -> None:
 
 def _settings_or_exit() -> Settings:
     try:
+        environment.export_telemetry()
         settings = environment.load()
         settings.server()  # refuse to start without a database, as `serve` does: any ASGI server may be in production
     except environment.SettingsError as exc:

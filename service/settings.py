@@ -6,7 +6,8 @@ Each setting is one field: its default, its range, and a description of what it 
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -51,7 +52,12 @@ class Settings(BaseModel):
         None, "a file that holds the password, read at each connection, so that it can be changed"
     )
     database_url: SecretStr | None = setting(None, "postgresql://user:password@host:port/name, in place of the above")
-    host: str = setting("127.0.0.1", "the address to listen on; 0.0.0.0 for every interface", min_length=1)
+    host: str = setting(
+        "127.0.0.1",
+        "the address or name to listen on; * or :: for every interface, 0.0.0.0 for IPv4 only, localhost for both"
+        " families",
+        min_length=1,
+    )
     port: int = setting(8000, "a port, 0 to 65535; 0 takes a free one", ge=0, le=65535)
 
     # Frequent: how much of the machine and of PostgreSQL's connections to use.
@@ -96,6 +102,13 @@ class Settings(BaseModel):
     leak_threshold: Seconds = setting(8.0, "seconds after which a connection still held is reported with its stack")
     request_deadline: Seconds = setting(10.0, "seconds from a request's arrival to its response, whatever hangs")
     graceful_shutdown_timeout: Seconds = setting(15.0, "seconds that requests in progress have to finish at shutdown")
+    keep_alive: int = setting(
+        75,
+        "seconds that an idle connection stays open, 1 to 3600; a proxy or load balancer in front must close its own"
+        " first, most after 60",
+        ge=1,
+        le=3600,
+    )
     max_body_size: int = setting(65_536, "bytes of a request's body, 1024 to 16777216", ge=1024, le=16_777_216)
 
     @model_validator(mode="after")
@@ -225,6 +238,27 @@ def load(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) 
     return settings
 
 
+def near_misses(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) -> Iterator[str]:
+    """Yield a line for each variable that has no effect because its name is nearly, but not quite, a setting's.
+
+    Raises SettingsError when the file cannot be read.
+    """
+    given = {**_read(dotenv), **(os.environ if environ is None else environ)}
+    names = {name.upper() for name in Settings.model_fields}
+    for name in sorted(given.keys() - names):
+        similar = get_close_matches(name.upper(), names, cutoff=0.81)  # PGPORT and PORT are at 0.8
+        longer = [each for each in similar if each.startswith(name.upper())]  # DATABASE_USER is no DATABASE_URL
+        if similar and (meant := [*longer, *similar][0]) not in given:
+            yield f"{name} is no setting and has no effect: did you mean {meant}?"
+
+
+def export_telemetry(dotenv: Path = Path(".env")) -> None:
+    """Put the OTEL_* variables of the file into the environment, where OpenTelemetry reads them."""
+    for name, value in _read(dotenv).items():
+        if name.startswith("OTEL_"):
+            os.environ.setdefault(name, value)
+
+
 def _read(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
@@ -233,7 +267,7 @@ def _read(path: Path) -> dict[str, str]:
             for binding in parse_stream(file):
                 if binding.error or (binding.key and binding.value is None):
                     raise SettingsError(f"{path}, line {binding.original.line}: it takes NAME=value")
-        return {name: value for name, value in dotenv_values(path).items() if value is not None}
+        return {name: value for name, value in dotenv_values(path, interpolate=False).items() if value is not None}
     except (OSError, UnicodeDecodeError) as exc:
         raise SettingsError(f"{path} cannot be read: {exc}") from exc
 

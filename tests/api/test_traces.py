@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from service.extras import tracing
 from tests.support.polling import until
 from tests.support.postgres import Cluster, TestDatabase
-from tests.support.process import Service
+from tests.support.process import CHECKOUT, Service
 from tests.support.sessions import locked
 
 ADA = {"id": 1, "fname": "Ada", "lname": "Lovelace", "email": "ada@example.com", "password": "correct horse"}
@@ -85,8 +85,14 @@ def database(cluster: Cluster) -> TestDatabase:
 
 
 @pytest.fixture(scope="module")
-def service(database: TestDatabase, collector: Collector) -> Iterator[Service]:
-    with Service({**database.environment, **collector.environment, "LOCK_TIMEOUT": "0.2"}) as service:
+def service(
+    database: TestDatabase, collector: Collector, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """A service that has OpenTelemetry's variables from its .env."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in collector.environment.items()))
+    settings = {**database.environment, "LOCK_TIMEOUT": "0.2", "PYTHONPATH": str(CHECKOUT)}
+    with Service(settings, checkout=folder) as service:
         yield service
 
 

@@ -8,7 +8,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from service.settings import Settings, SettingsError, load
+from service.settings import Settings, SettingsError, load, near_misses
 from tests.support.checkout import Checkout, copied
 from tests.support.process import CHECKOUT
 
@@ -22,7 +22,7 @@ ROUNDS = [
         "DATABASE_PORT": "0", "PORT": "many", "WORKERS": "0", "WORKER_THREADS": "1.5", "INSTANCES": "-1",
         "QUEUE_LENGTH": "-1", "QUEUE_WAIT": "nan", "CONNECT_TIMEOUT": "0.5", "LOCK_TIMEOUT": "0",
         "STATEMENT_TIMEOUT": "1e999", "IDLE_IN_TRANSACTION_TIMEOUT": "-inf", "LEAK_THRESHOLD": "soon",
-        "REQUEST_DEADLINE": "inf", "GRACEFUL_SHUTDOWN_TIMEOUT": "3601", "MAX_BODY_SIZE": "64KiB",
+        "REQUEST_DEADLINE": "inf", "GRACEFUL_SHUTDOWN_TIMEOUT": "3601", "KEEP_ALIVE": "75.5", "MAX_BODY_SIZE": "64KiB",
     },
     {
         "PORT": "70000", "WORKERS": "four", "WORKER_THREADS": "0", "INSTANCES": "0", "QUEUE_LENGTH": "100001",
@@ -35,7 +35,7 @@ TOO_MUCH = {
     "PORT": "65535", "WORKERS": "512", "WORKER_THREADS": "1000", "INSTANCES": "1000", "QUEUE_LENGTH": "100000",
     "QUEUE_WAIT": "3600", "CONNECT_TIMEOUT": "3600", "LOCK_TIMEOUT": "3600", "STATEMENT_TIMEOUT": "3600",
     "LEAK_THRESHOLD": "3600", "REQUEST_DEADLINE": "3600", "GRACEFUL_SHUTDOWN_TIMEOUT": "3600",
-    "IDLE_IN_TRANSACTION_TIMEOUT": "3600", "MAX_BODY_SIZE": "16777216",
+    "IDLE_IN_TRANSACTION_TIMEOUT": "3600", "KEEP_ALIVE": "3600", "MAX_BODY_SIZE": "16777216",
 }  # fmt: skip
 
 
@@ -180,6 +180,52 @@ def test_the_environment_beats_the_file_and_the_file_beats_the_default(checkout:
     finally:
         file.unlink()
     assert {"WORKERS=2", "QUEUE_LENGTH=7", "INSTANCES=1", "WORKER_THREADS=8"} <= set(shown)
+
+
+def test_the_file_is_taken_as_it_is_written(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("DATABASE_HOSTNAME='h-${HOME}'\nDATABASE_NAME=\"d-${HOME}\"\nDATABASE_USERNAME=u-${HOME}-$$\n")
+    found = load({"HOME": "/home/ada"}, file)
+    assert (found.database_hostname, found.database_name) == ("h-${HOME}", "d-${HOME}")
+    assert found.database_username == "u-${HOME}-$$"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("DATABASE_URI", "DATABASE_URL"),
+        ("DATABASE_HOST", "DATABASE_HOSTNAME"),
+        ("DATABASE_USER", "DATABASE_USERNAME"),
+        ("DATABASE_PASS", "DATABASE_PASSWORD"),
+        ("WORKER", "WORKERS"),
+        ("WORKERS_THREADS", "WORKER_THREADS"),
+        ("KEEPALIVE", "KEEP_ALIVE"),
+        ("workers", "WORKERS"),
+        ("Database_Url", "DATABASE_URL"),
+    ],
+)
+@pytest.mark.parametrize("place", ["environment", "file"])
+def test_a_name_that_is_nearly_a_setting_is_reported(tmp_path: Path, given: str, meant: str, place: str) -> None:
+    file = tmp_path / ".env"
+    file.write_text(f"{given}=1\n" if place == "file" else "")
+    (line,) = near_misses({given: "1"} if place == "environment" else {}, file)
+    assert line.startswith(f"{given} ")
+    assert line.endswith(f" {meant}?")
+
+
+def test_names_of_other_programs_and_of_settings_that_are_set_are_not_reported() -> None:
+    others = ("HOME", "HOSTNAME", "LOGNAME", "PATH", "PGHOST", "PGPORT", "PGDATABASE", "POSTGRES_PASSWORD", "TMPDIR",
+              "USERS_SERVICE_HOST", "USERS_PORT_8000_TCP", "OTEL_SERVICE_NAME", "http_proxy", "UNKNOWN")  # fmt: skip
+    assert list(near_misses(dict.fromkeys(others, "1"), NO_FILE)) == []
+    assert list(near_misses({name.upper(): "1" for name in Settings.model_fields}, NO_FILE)) == []
+    assert list(near_misses({"DATABASE_HOST": "h", "DATABASE_HOSTNAME": "h"}, NO_FILE)) == []
+
+
+def test_a_near_miss_is_reported_before_the_mistake_that_it_causes(checkout: Checkout) -> None:
+    given = {"DATABASE_HOST": "h", "DATABASE_NAME": "d", "DATABASE_USERNAME": "u"}
+    warning, mistake = checkout.run("check", given).stderr.splitlines()
+    assert warning == "DATABASE_HOST is no setting and has no effect: did you mean DATABASE_HOSTNAME?"
+    assert mistake.startswith("DATABASE_HOSTNAME is missing")
 
 
 def test_env_example_lists_every_setting_with_its_default() -> None:
