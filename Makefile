@@ -1,6 +1,6 @@
 # The default target lists the others.
 .DEFAULT_GOAL := help
-.PHONY: help install run serve quick test test-system bench load check schema clean clean-data
+.PHONY: help install run serve quick test test-system bench load check schema psql backup restore clean clean-data
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -56,6 +56,15 @@ check: .venv/.tests ## lint, format and types
 
 schema: .venv/.service ## apply schema.sql to the configured database
 	@exec $(BIN)/python -m service schema
+
+psql: .venv/.service ## open a shell on the configured database, or on the embedded one
+	@exec $(BIN)/python -m service psql
+
+backup: .venv/.service ## write the database to FILE, or to a new file named after the time
+	@exec $(BIN)/python -m service backup $${FILE:+"$$FILE"}
+
+restore: .venv/.service ## put FILE, a backup, into an empty database
+	@exec $(BIN)/python -m service restore "$${FILE:?is missing: make restore FILE=users.dump}"
 
 clean: ## remove what was made, but no data: .venv and caches
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis

@@ -1,4 +1,4 @@
-"""The command line: run, serve, check, schema."""
+"""The command line: run, serve, check, schema, psql, backup, restore."""
 
 import argparse
 import logging
@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from service import settings as environment
 from service.app import UPGRADES
 from service.database.budget import ServerUnfit
 from service.database.schema import SCHEMA, SchemaError
-from service.extras import embedded
+from service.extras import client_programs, embedded
+from service.extras.client_programs import ProgramError
 from service.extras.embedded import EmbeddedError
 from service.extras.http import listen
 from service.extras.http.supervisor import Supervisor
@@ -53,9 +55,12 @@ def main() -> None:
     _open_closed_streams()
     parser = argparse.ArgumentParser(prog="python -m service", description="A users API over PostgreSQL.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (run, serve, check, schema):
+    for command in (run, serve, check, schema, psql, backup, restore):
         words = (command.__doc__ or "").partition("\n")[0]
         commands.add_parser(command.__name__, help=words, description=words).set_defaults(command=command)
+    now = f"users-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.dump"
+    commands.choices["backup"].add_argument("file", type=Path, nargs="?", default=now)
+    commands.choices["restore"].add_argument("file", type=Path)
     arguments = vars(parser.parse_args())
     command = arguments.pop("command")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that `with` blocks end, and PostgreSQL with them
@@ -68,6 +73,7 @@ def main() -> None:
     except (
         SettingsError,
         EmbeddedError,
+        ProgramError,
         ServerRefused,
         ServerUnfit,
         SchemaError,
@@ -123,6 +129,29 @@ def schema(settings: Settings) -> None:
     with _with_database(settings, report) as configured:
         prepare_server(configured.server, configured, UPGRADES, report)
     print("the schema is up to date")
+
+
+def psql(settings: Settings) -> None:
+    """Open a shell on the configured database, or on the embedded one."""
+    with _with_database(settings, warn) as configured:
+        status = client_programs.shell(configured.server())
+    sys.exit(status)
+
+
+def backup(settings: Settings, file: Path) -> None:
+    """Write a backup of the database to a new file, which only its owner may read."""
+    with _with_database(settings, warn) as configured:
+        client_programs.back_up(configured.server(), file)
+    print(f"{file} holds the database; `make restore FILE={file}` puts it back")
+
+
+def restore(settings: Settings, file: Path) -> None:
+    """Put a backup back into an empty database, and bring its schema up to date."""
+    with _with_database(settings, warn) as configured:
+        if warnings := client_programs.restore(configured.server(), file):
+            warn(warnings)
+        prepare_server(configured.server, configured, UPGRADES, report)
+    print(f"the database holds what {file} held")
 
 
 def _start(settings: Settings, *, reload: bool) -> None:
