@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio.to_thread
@@ -25,10 +25,11 @@ from service.extras.cors import Cors
 from service.extras.http.state import http_state
 from service.extras.log_quota import LogQuota
 from service.extras.log_writer import WRITER
+from service.machine import check_threads
 from service.settings import Settings
 from service.startup import Startup
 from service.telemetry import log
-from service.users.passwords import HASHES_PER_SECOND, cores
+from service.users.passwords import HASHES_PER_SECOND, concurrent_hashes, start_threads
 from service.users.routes import USERS
 from service.web import health
 from service.web.admission import Admission, expiring
@@ -45,9 +46,15 @@ logger = logging.getLogger(__name__)
 # With 20 and 20, memory grew by 0.7 MB in each 10,000 requests of the soak test, as the largest pass hardly ever came.
 GARBAGE = (10_000, 5, 5)
 
+OTHER_THREADS = 16  # of a worker, at most: psycopg_pool has 4, FastAPI 1, each of our background tasks 1
+
 RESOURCES = (USERS,)  # add another resource here
 
 UPGRADES = (upgrade.UPGRADE,)
+
+
+class StartError(Exception):
+    """The machine does not allow what the settings ask for; the text is one line."""
 
 
 def create_app(settings: Settings | None = None, *, resources: Sequence[Resource] = RESOURCES) -> FastAPI:
@@ -66,7 +73,7 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
         queue_length=settings.queue_length - backlog,
         queue_wait=settings.queue_wait,
     )
-    at_once = cores(settings.workers)
+    at_once = concurrent_hashes(settings.workers, workers.size)
     hashing = Admission(
         at_once,
         backlog=int(at_once + 1 < workers.size),  # one more is at hand, where that leaves a thread to all else
@@ -87,14 +94,17 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
             stack.callback(database.close)
             stack.callback(startup.stop)
             startup.drain_on_sigterm()
-            _end_with_the_supervisor()
-            if settings.worker_affinity:
-                logger.info(affinity.pin())
-            await anyio.to_thread.run_sync(startup.begin)
-            _spare_the_collector()
-            await stack.enter_async_context(workers.running())
-            await stack.enter_async_context(expiring(queue, hashing, workers))
-            await stack.enter_async_context(publisher.run(app.routes))
+            with _thread_limit_reported():
+                check_threads(workers.size + at_once + OTHER_THREADS)
+                _end_with_the_supervisor()
+                if settings.worker_affinity:
+                    logger.info(affinity.pin())
+                start_threads(at_once)
+                await stack.enter_async_context(workers.running())
+                await anyio.to_thread.run_sync(startup.begin)
+                _spare_the_collector()
+                await stack.enter_async_context(expiring(queue, hashing, workers))
+                await stack.enter_async_context(publisher.run(app.routes))
             yield {"http": http_state(queue, hashing, app.routes, traced=tracing.configured())}
 
     app = FastAPI(
@@ -140,6 +150,20 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GARBAGE)
+
+
+@contextmanager
+def _thread_limit_reported() -> Iterator[None]:
+    """Raise StartError when the system refuses a thread: after the start, a request would fail."""
+    try:
+        yield
+    except RuntimeError as exc:
+        if "new thread" not in str(exc):
+            raise
+        sys.tracebacklimit = 0  # Starlette logs the exception with its traceback
+        raise StartError(
+            f"{exc}: the limit of threads (pids.max of a container, TasksMax, ulimit -u) is too low for WORKER_THREADS"
+        ) from None
 
 
 def _settings_or_exit() -> Settings:

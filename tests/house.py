@@ -12,12 +12,13 @@ SERVICE = Path(__file__).parents[1] / "service"
 MAY_IMPORT = {
     "telemetry": set[str](),
     "settings": set[str](),
+    "machine": set[str](),
     "database": {"telemetry", "settings"},
     "web": {"telemetry", "settings", "database"},
-    "users": {"web", "database"},
+    "users": {"web", "database", "machine"},
     "startup": {"settings", "database", "web"},
     "extras": {"telemetry", "settings", "database", "web", "users"},
-    "app": {"telemetry", "settings", "database", "web", "users", "startup", "extras"},
+    "app": {"telemetry", "settings", "machine", "database", "web", "users", "startup", "extras"},
     "__main__": {"telemetry", "settings", "database", "startup", "extras", "app"},
 }
 

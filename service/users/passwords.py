@@ -13,6 +13,7 @@ from argon2.exceptions import InvalidHashError, VerificationError
 
 from service.database.errors import DeadlineExceeded
 from service.database.watchdog import time_left
+from service.machine import usable_cores, usable_memory
 
 T = TypeVar("T")
 EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
@@ -27,7 +28,11 @@ CORES = os.sched_getaffinity(0) if sys.platform == "linux" else set[int]()
 HASHES_PER_SECOND = 50  # on one core: bounds the queue of requests that wait to hash
 
 # OWASP's first choice for Argon2id. One hash takes one core 19 ms and 19 MiB.
-_hasher = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1, hash_len=32, salt_len=16)
+MEMORY_COST = 19_456  # KiB
+_hasher = PasswordHasher(time_cost=2, memory_cost=MEMORY_COST, parallelism=1, hash_len=32, salt_len=16)
+
+# Hashes at once: one for each core, in a quarter of the memory.
+MAX_HASHES = max(1, min(usable_cores(len(CORES) or os.cpu_count() or 1), usable_memory() // 4 // (MEMORY_COST * 1024)))
 
 # The hash of a random password. Verify against it when the email is unknown, so that both cases take 19 ms.
 DUMMY_HASH = "$argon2id$v=19$m=19456,t=2,p=1$JVaaRw1TGs6dKNDtr74+TA$bQga5WV1dq5+WHhmDI++pDGOHw/3vqQNkclnp2pe3XE"
@@ -57,7 +62,7 @@ def hash_password(password: str) -> str:
 
 
 def hash_passwords(passwords: Iterable[str]) -> list[str]:
-    """Return the hash of each password. Uses every core."""
+    """Return the hash of each password. Uses every core that may be used."""
     return list(_threads.map(partial(_run_on_any_core, _hasher.hash), passwords))
 
 
@@ -74,9 +79,23 @@ def needs_rehash(stored: str) -> bool:
     return _hasher.check_needs_rehash(stored)
 
 
-def cores(workers: int) -> int:
-    """Return how many hashes one of `workers` processes may compute at once: its share of the cores."""
-    return max(1, (len(CORES) or os.cpu_count() or 1) // workers)
+def concurrent_hashes(workers: int, threads: int) -> int:
+    """Return how many hashes one of `workers` processes may compute at once, at least 1.
+
+    That is its share of what the machine allows, and leaves one of its `threads` to requests that do not hash.
+    """
+    return max(1, min(MAX_HASHES // workers, threads - 1))
+
+
+def start_threads(count: int) -> None:
+    """Start `count` of the threads that hash, rather than at the first hash. Raises RuntimeError."""
+    all_started = threading.Barrier(count)
+    try:
+        for _ in range(count):
+            _threads.submit(all_started.wait)
+    except RuntimeError:
+        all_started.abort()
+        raise
 
 
 def _lower_priority() -> None:
@@ -99,4 +118,4 @@ def _run_on_any_core(function: Callable[..., T], *arguments: str) -> T:
     return function(*arguments)
 
 
-_threads = ThreadPoolExecutor(cores(workers=1), "hashing", _lower_priority)
+_threads = ThreadPoolExecutor(MAX_HASHES, "hashing", _lower_priority)

@@ -87,10 +87,16 @@ class Workers:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Have the threads while the block runs."""
+        """Have the threads while the block runs. Raises RuntimeError when the system refuses one."""
         to_thread.current_default_thread_limiter().total_tokens = self.size + SPARE
-        threads = [asyncio.create_task(to_thread.run_sync(self._work)) for _ in range(self.size)]
+        threads: list[asyncio.Task[None]] = []
         try:
+            for _ in range(self.size):
+                started = asyncio.get_running_loop().create_future()
+                threads.append(asyncio.create_task(to_thread.run_sync(self._work, started)))
+                await asyncio.wait([started, threads[-1]], return_when=asyncio.FIRST_COMPLETED)
+                if threads[-1].done():
+                    threads.pop().result()
             yield
         finally:
             for _ in threads:
@@ -128,7 +134,8 @@ class Workers:
             return True
         return False
 
-    def _work(self) -> None:
+    def _work(self, started: asyncio.Future[None]) -> None:
+        started.get_loop().call_soon_threadsafe(started.set_result, None)
         while self._wake_ups.get():
             with suppress(IndexError):  # the call was removed
                 self._ready.popleft().carry_out()

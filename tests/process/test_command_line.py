@@ -210,5 +210,7 @@ def test_make_help_lists_every_target_and_is_the_default() -> None:
     }
     assert len(shown) == 1
     listed = re.findall(r"^ *make (\S+) +\w", shown.pop(), re.MULTILINE)
-    targets = "backup bench check clean clean-data help install load psql quick restore run schema serve test test-system"
+    targets = (
+        "backup bench check clean clean-data help install load psql quick restore run schema serve test test-system"
+    )
     assert " ".join(sorted(listed)) == targets

@@ -116,3 +116,23 @@ def test_a_call_that_nobody_awaits_any_more_is_never_carried_out() -> None:
 
     play(scene)
     assert done == []
+
+
+def test_a_thread_that_the_system_refuses_is_an_error_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def refuse_the_second(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    async def run() -> None:
+        async with Workers(SIZE).running():
+            pass
+
+    monkeypatch.setattr(threading.Thread, "start", refuse_the_second)
+    with pytest.raises(RuntimeError, match="new thread"):
+        asyncio.run(run())
+    until(lambda: not started[0].is_alive(), "the first thread ends")
