@@ -18,6 +18,13 @@ BIN := .venv/bin
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	@touch $@
 
+.venv/.system: .venv/.tests tests/system/requirements.txt tests/system/clients/package-lock.json
+	@echo "Installing what generates clients into .venv"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/system/requirements.txt
+	@mkdir -p .venv/clients && cp tests/system/clients/package*.json .venv/clients
+	@npm ci --prefix .venv/clients --no-audit --no-fund --ignore-scripts --silent
+	@touch $@
+
 .venv/.bench: .venv/.tests tests/bench/requirements.txt
 	@echo "Installing the packages of tests/bench/requirements.txt into .venv"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/bench/requirements.txt
@@ -40,7 +47,7 @@ quick: .venv/.tests ## run the tests of units and of the API: the inner loop
 test: .venv/.tests ## run the tests against real PostgreSQL
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-test-system: .venv/.tests ## run the tests that need root and Debian's packages
+test-system: .venv/.system ## run the tests that need root and Debian's packages
 	@$(BIN)/python -m pytest tests/system $(ARGS)
 
 bench: .venv/.bench ## measure this service beside others, 70 minutes; ARGS=short: 6 minutes; ARGS=storm: clients that ignore Retry-After, 9 minutes

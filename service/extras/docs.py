@@ -3,6 +3,7 @@
 import importlib.util
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
@@ -20,6 +21,8 @@ ASSETS = {
     "favicon.png": "image/png",
 }
 
+REDOC_LOGO = b"https://cdn.redoc.ly/redoc/logo-mini.svg"  # ReDoc hides an image that cannot be shown
+
 PROBLEM_SCHEMA = {
     "title": "Problem",
     "description": "Problem details, RFC 9457.",
@@ -31,6 +34,10 @@ PROBLEM_SCHEMA = {
         "status": {"type": "integer"},
         "detail": {"type": "string", "description": "What to do next."},
         "code": {"type": "string", "description": "For programs; never changes."},
+        "failed": {
+            "type": "string",
+            "description": "Of /readyz: the check that fails: starting, schema, database or draining.",
+        },
         "errors": {
             "type": "array",
             "description": "Of a 422: what does not fit. Never repeats a value.",
@@ -56,6 +63,7 @@ def routes(app: FastAPI) -> APIRouter:
     def openapi() -> Response:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schema["components"]["schemas"]["Problem"] = PROBLEM_SCHEMA
+        _widen_integers(schema)
         return json_response(schema)
 
     @router.get("/openapi.json")
@@ -70,6 +78,7 @@ def routes(app: FastAPI) -> APIRouter:
             swagger_js_url="/docs/assets/swagger-ui-bundle.js",
             swagger_css_url="/docs/assets/swagger-ui.css",
             swagger_favicon_url="/docs/assets/favicon.png",
+            swagger_ui_parameters={"validatorUrl": None},  # or it sends the document to validator.swagger.io
         )
 
     @router.get("/redoc")
@@ -91,9 +100,22 @@ def routes(app: FastAPI) -> APIRouter:
     return router
 
 
+def _widen_integers(node: Any) -> None:  # noqa: ANN401 - any JSON
+    """Declare every integer as int64: without a format, clients generated for Java, C#, Go or Rust have 32 bits."""
+    if isinstance(node, dict):
+        if node.get("type") == "integer":
+            node.setdefault("format", "int64")
+        for child in node.values():
+            _widen_integers(child)
+    elif isinstance(node, list):
+        for child in node:
+            _widen_integers(child)
+
+
 @cache
 def _read(name: str) -> bytes:
     package = importlib.util.find_spec("fastapi_offline")
     assert package is not None  # noqa: S101 - in requirements.txt
     assert package.submodule_search_locations is not None  # noqa: S101
-    return Path(package.submodule_search_locations[0], "static", name).read_bytes()
+    content = Path(package.submodule_search_locations[0], "static", name).read_bytes()
+    return content.replace(REDOC_LOGO, b"data:,")

@@ -52,14 +52,21 @@ def _normalize_email(value: str) -> str:
         return value
 
 
+def _check_no_space(value: str) -> str:
+    if re.search(r"\s", value):  # no email has any: a + was sent as it is
+        raise PydanticCustomError("email_space", "Email should have no space: in a URL, write + as %2B")
+    return value
+
+
 # What OpenAPI can say of a name: a regular expression.
 NAME_SCHEMA = {
     "minLength": 1,
     "maxLength": MAX_NAME,
-    "pattern": r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f]+[^\u0000-\u001f\u007f-\u009f]*$",
+    "pattern": r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f]+[^\x00-\x1f\x7f-\x9f]*$",
 }
 
 Name = Annotated[Text, AfterValidator(_check_name), Field(json_schema_extra=NAME_SCHEMA, examples=["Ada"])]
+LastName = Annotated[Name, Field(examples=["Lovelace"])]
 Email = Annotated[
     str, StringConstraints(max_length=MAX_EMAIL), AfterValidator(_check_email),
     Field(json_schema_extra={"format": "email"}, examples=["ada@example.com"]),
@@ -73,12 +80,12 @@ class UserReplacement(Body):
     """Every field of a user but the id."""
 
     fname: Name
-    lname: Name
+    lname: LastName
     email: Email
     password: Password
 
 
-class NewUser(UserReplacement):
+class UserCreation(UserReplacement):
     """A user to create. Without an id, the service generates one."""
 
     id: Annotated[int, Field(strict=True, ge=1, le=MAX_CLIENT_ID, examples=[1])] | MISSING = MISSING
@@ -90,7 +97,7 @@ class UserChange(Body):
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
     fname: Name | MISSING = MISSING
-    lname: Name | MISSING = MISSING
+    lname: LastName | MISSING = MISSING
     email: Email | MISSING = MISSING
     password: Password | MISSING = MISSING
 
@@ -114,15 +121,17 @@ class Page(Body):
 
     limit: PageSize = 100
     after: Id | MISSING = Field(default=MISSING, description="The last id of the page before.")
-    email: AnyEmail | MISSING = Field(default=MISSING, description="The whole email, in any case.")
+    email: Annotated[AnyEmail, AfterValidator(_check_no_space)] | MISSING = Field(
+        default=MISSING, description="The whole email, in any case; + is written as %2B."
+    )
 
 
 class User(BaseModel):
     """A user in a response. For OpenAPI only: PostgreSQL makes the JSON."""
 
-    id: int
-    fname: str
-    lname: str
-    email: str
+    id: Annotated[int, Field(examples=[1])]
+    fname: Annotated[str, Field(examples=["Ada"])]
+    lname: Annotated[str, Field(examples=["Lovelace"])]
+    email: Annotated[str, Field(examples=["ada@example.com"])]
     created_at: datetime
     updated_at: datetime

@@ -16,13 +16,13 @@ from service.database.errors import DatabaseFailure
 from service.database.pool import Database
 from service.users import queries
 from service.users.errors import USER_PROBLEMS, EmailTaken, IdTaken, UserNotFound, UserReferenced, WrongCredentials
-from service.users.models import Credentials, NewUser, Page, User, UserChange, UserReplacement
+from service.users.models import Credentials, Page, User, UserChange, UserCreation, UserReplacement
 from service.users.passwords import DUMMY_HASH, has_password, hash_password, hashes, is_password, needs_rehash
 from service.web.endpoint import release_hashing_permit
 from service.web.models import Body, Id
 from service.web.problems import error_responses
 from service.web.resource import Resource
-from service.web.responses import json_text_response
+from service.web.responses import LINK, LOCATION, json_text_response
 
 
 class _UserIdConvertor(Convertor[str]):
@@ -44,10 +44,13 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
 
     @router.post(
         "/users", operation_id="createUser", summary="Create a user", status_code=201, response_model=User,
-        responses=error_responses(USER_PROBLEMS, IntegrityError, EmailTaken, IdTaken, has_body=True),
+        responses={
+            201: {"headers": LOCATION},
+            **error_responses(USER_PROBLEMS, IntegrityError, EmailTaken, IdTaken, has_body=True),
+        },
     )  # fmt: skip
     @hashes(has_password)
-    def create_user(user: NewUser) -> Response:
+    def create_user(user: UserCreation) -> Response:
         """Without an `id`, one is generated."""
         fields = _columns(user)
         user_id = None if user.id is MISSING else user.id
@@ -57,7 +60,7 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
 
     @router.get(
         "/users", operation_id="listUsers", summary="List users", response_model=list[User],
-        responses=error_responses(USER_PROBLEMS),
+        responses={200: {"headers": LINK}, **error_responses(USER_PROBLEMS)},
     )  # fmt: skip
     def list_users(page: Annotated[Page, Query()]) -> Response:
         """By id, a page at a time: while there is more, the Link header has the next page."""

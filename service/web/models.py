@@ -15,7 +15,7 @@ MAX_TEXT = 65_536  # characters; the default of MAX_BODY_SIZE
 SURROGATE = re.compile(r"[\ud800-\udfff]")  # JSON can hold a lone "\ud800", UTF-8 cannot
 DIGITS = re.compile(r"[0-9]{1,19}")
 
-NO_NUL = {"pattern": r"^[^\u0000]*$"}  # what OpenAPI can say of `_check_text`
+NO_NUL = {"pattern": r"^[^\x00]*$"}  # what OpenAPI can say of `_check_text`; Go does not know \u0000
 
 
 def _check_text(value: str) -> str:

@@ -210,13 +210,16 @@ def error_responses(
 
 
 def problem_responses(problems: Iterable[Problem]) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI responses of `problems`, with an example of each."""
+    """Return the OpenAPI responses of `problems`, with their headers and an example of each."""
     responses: dict[int | str, dict[str, Any]] = {}
     for problem in problems:
         response = responses.setdefault(problem.status, {"description": problem.title, "content": {MEDIA_TYPE: {}}})
         content = response["content"][MEDIA_TYPE]
         content["schema"] = {"$ref": "#/components/schemas/Problem"}
         content.setdefault("examples", {})[problem.title] = {"value": _example(problem)}
+        for name in problem.headers.keys() - CLOSE.keys():
+            kind = "integer" if name == "Retry-After" else "string"
+            response.setdefault("headers", {})[name] = {"schema": {"type": kind}}
     return responses
 
 

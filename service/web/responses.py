@@ -8,6 +8,10 @@ from starlette.responses import Response
 
 JSON = "application/json"
 
+# Headers of a response, for OpenAPI.
+LINK = {"Link": {"description": "The next page, while there is one.", "schema": {"type": "string"}}}
+LOCATION = {"Location": {"description": "The path of what was created.", "schema": {"type": "string"}}}
+
 
 def json_response(
     content: Any,  # noqa: ANN401 - any JSON

@@ -1,3 +1,4 @@
+import json
 import re
 from typing import Any
 from urllib.parse import urlsplit
@@ -6,6 +7,9 @@ import httpx
 import pytest
 
 from tests.support.problems import MEMBERS
+from tests.support.process import CHECKOUT
+
+README = (CHECKOUT / "README.md").read_text()
 
 OPERATIONS = {
     ("/", "get"): "root",
@@ -61,6 +65,9 @@ def test_a_page_needs_nothing_from_another_host(client: httpx.Client, path: str)
         assert asset.status_code == 200
         assert asset.content
     assert re.findall(r"https?://", page.text) == []
+    assert path == "/redoc" or '"validatorUrl": null' in page.text  # Swagger UI's badge is of another host
+    for script in re.findall(r'<script src="(.*?)"', page.text):
+        assert "cdn.redoc.ly" not in client.get(script).text
 
 
 @pytest.mark.parametrize(
@@ -113,6 +120,50 @@ def test_every_field_of_a_body_has_an_example(openapi: dict[str, Any], name: str
     reference = operation(openapi, name)["requestBody"]["content"]["application/json"]["schema"]["$ref"]
     schema = openapi["components"]["schemas"][reference.rpartition("/")[2]]
     assert all(field.get("examples") for field in schema["properties"].values())
+
+
+def test_the_example_of_a_new_user_is_the_first_of_the_readme(openapi: dict[str, Any]) -> None:
+    (first,) = re.findall(r"^\$ curl --json '(.*?)' localhost:8000/users$", README, re.MULTILINE)[:1]
+    for name, method in (("UserCreation", json.loads(first)), ("User", {"id": 1, "fname": "Ada", "lname": "Lovelace"})):
+        fields = openapi["components"]["schemas"][name]["properties"]
+        assert {field: fields[field]["examples"][0] for field in method} == method
+
+
+def test_every_integer_is_declared_with_64_bits(openapi: dict[str, Any]) -> None:
+    def formats(node: Any) -> list[str | None]:
+        if isinstance(node, dict):
+            own = [node.get("format")] if node.get("type") == "integer" else []
+            return own + [each for child in node.values() for each in formats(child)]
+        return [each for child in node for each in formats(child)] if isinstance(node, list) else []
+
+    assert set(formats(openapi)) == {"int64"}
+
+
+def test_no_schema_is_named_as_the_constructor_of_another_in_go(openapi: dict[str, Any]) -> None:
+    names = set(openapi["components"]["schemas"])
+    assert names.isdisjoint({f"New{name}" for name in names})
+
+
+def test_every_pattern_is_known_to_all_languages(openapi: dict[str, Any]) -> None:
+    patterns = re.findall(r'"pattern": "(.*?)"', json.dumps(openapi))
+    assert len(patterns) > 10
+    assert [pattern for pattern in patterns if r"\\u" in pattern] == []  # Go knows \x00 only
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "header", "kind"),
+    [
+        ("createUser", "201", "Location", "string"),
+        ("listUsers", "200", "Link", "string"),
+        ("listUsers", "503", "Retry-After", "integer"),
+        ("readyz", "503", "Retry-After", None),
+    ],
+)
+def test_the_headers_of_an_answer_are_declared(
+    openapi: dict[str, Any], name: str, status: str, header: str, kind: str | None
+) -> None:
+    declared = operation(openapi, name)["responses"][status].get("headers", {})
+    assert declared.get(header, {}).get("schema", {}).get("type") == kind
 
 
 def test_the_bounds_of_the_cursor_and_the_page_are_documented(openapi: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import httpx
 import pytest
 
 from tests.support.postgres import TestDatabase
+from tests.support.problems import is_problem
 from tests.support.users import User, create
 
 
@@ -99,6 +100,18 @@ def test_an_email_that_is_not_whole_finds_nobody(client: httpx.Client, email: st
     create(client, email=f"{name}@example.com")
     response = client.get("/users", params={"email": email.format(name)})
     assert (response.status_code, response.json()) == (200, [])
+
+
+@pytest.mark.parametrize("email", ["a+b@example.com", "a%20b@example.com", "%20ada@example.com", "ada@example.com%0A"])
+def test_an_email_with_a_space_is_refused_with_a_hint(client: httpx.Client, email: str) -> None:
+    problem = is_problem(client.get(f"/users?email={email}"), 422, "invalid-request")
+    (error,) = problem["errors"]
+    assert (error["loc"], "%2B" in error["msg"]) == (["query", "email"], True)
+
+
+def test_an_email_with_a_plus_is_found_as_percent_2b(client: httpx.Client) -> None:
+    user = create(client, email=f"a+{token_hex(8)}@example.com")
+    assert client.get("/users?email=" + user["email"].replace("+", "%2B")).json() == [user]
 
 
 def test_an_email_and_a_cursor_narrow_the_list_together(client: httpx.Client) -> None:

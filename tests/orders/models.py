@@ -11,7 +11,7 @@ from service.web.models import Body, Id, Text
 MAX_JSON_INTEGER = 2**53 - 1  # the largest that every JSON parser keeps exact (RFC 8259, section 6)
 
 
-class NewOrder(Body):
+class OrderCreation(Body):
     """An order to create."""
 
     user_id: Annotated[int, Field(strict=True, ge=1, le=MAX_JSON_INTEGER, examples=[1])]

@@ -12,7 +12,7 @@ from service.web.resource import Resource
 from service.web.responses import json_text_response
 from tests.orders import queries
 from tests.orders.errors import ORDER_PROBLEMS, OrderNotFound, UnknownUser
-from tests.orders.models import NewOrder, Order, Page
+from tests.orders.models import Order, OrderCreation, Page
 
 
 def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:
@@ -23,7 +23,7 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:
         "/orders", operation_id="createOrder", summary="Create an order", status_code=201, response_model=Order,
         responses=error_responses(ORDER_PROBLEMS, UnknownUser, has_body=True),
     )  # fmt: skip
-    def create_order(new: NewOrder) -> Response:
+    def create_order(new: OrderCreation) -> Response:
         with database.connection() as conn:
             order_id, order = queries.insert_order(conn, new.user_id, new.item)
         return json_text_response(order, 201, {"Location": f"/orders/{order_id}"})

@@ -9,9 +9,13 @@ from typing import Self
 
 NEEDED = {  # program: package
     "chromium": "chromium",
+    "go": "golang-go",
     "ip": "iproute2",
+    "java": "default-jre-headless",
     "mount": "mount",
+    "npm": "npm",
     "pgbouncer": "pgbouncer",
+    "promtool": "prometheus",
     "setpriv": "util-linux",
     "wrk": "wrk",
 }

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from service.users import models
-from service.users.models import Credentials, NewUser, Page, UserChange, UserReplacement
+from service.users.models import Credentials, Page, UserChange, UserCreation, UserReplacement
 from tests.support.users import new_user
 
 RIGHT: dict[type[BaseModel], dict[str, Any]] = {
-    NewUser: new_user(),
+    UserCreation: new_user(),
     UserReplacement: new_user(),
     UserChange: {},
     Credentials: {"email": "ada@example.com", "password": "correct horse"},
@@ -134,7 +134,7 @@ def test_no_character_is_longer_than_the_limit_before_normalisation_allows() -> 
 @pytest.mark.parametrize("spaces", [0, 60_000])
 def test_a_name_of_a_hundred_characters_is_taken_in_its_longest_form(character: str, spaces: int) -> None:
     longest = unicodedata.normalize("NFD", character * 100)
-    assert validated(NewUser, "fname", " " * spaces + longest) == character * 100
+    assert validated(UserCreation, "fname", " " * spaces + longest) == character * 100
 
 
 @pytest.mark.parametrize(("model", "field"), [(Credentials, "email"), (Credentials, "password"), (Page, "email")])
