@@ -38,6 +38,7 @@ from service.web.health import Readiness
 from service.web.middleware import ProblemMiddleware, RequestMiddleware
 from service.web.problems import PROBLEMS
 from service.web.resource import Resource
+from service.web.root_path import RootPath
 from service.web.workers import BACKLOG, Workers
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
                 _spare_the_collector()
                 await stack.enter_async_context(expiring(queue, hashing, workers))
                 await stack.enter_async_context(publisher.run(app.routes))
-            yield {"http": http_state(queue, hashing, app.routes, traced=tracing.configured())}
+            yield {"http": http_state(queue, hashing, app.routes, settings.root_path, traced=tracing.configured())}
 
     app = FastAPI(
         title="Users",
@@ -121,12 +122,13 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
         table.update(resource.problems)
 
     route_class = endpoint_route(Resources(workers, queue, hashing, settings.request_deadline))
-    links = {resource.path.strip("/"): resource.path for resource in resources}
+    paths = (*(resource.path for resource in resources), "/docs", "/readyz")
+    links = {path.strip("/"): settings.root_path + path for path in paths}
     for router in (
         *(resource.routes(database, route_class) for resource in resources),
         health.routes(readiness, workers, database, message=app.description, links=links),
         admin.routes(settings, publisher),
-        docs.routes(app),
+        docs.routes(app, settings.root_path),
     ):
         app.router.routes.extend(router.routes)  # flat, as include_router costs 8 % of a small request
 
@@ -138,6 +140,8 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
     if tracing.is_wanted():
         stack = tracing.HideQuery(stack)
     stack = RequestMiddleware(stack, max_body_size=settings.max_body_size)
+    if settings.root_path:
+        stack = RootPath(stack, root_path=settings.root_path)
     app.build_middleware_stack = lambda: stack  # type: ignore[method-assign]
     return app
 

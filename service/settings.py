@@ -16,10 +16,18 @@ from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic.types import StringConstraints
 
 # PostgreSQL counts milliseconds, and takes 0 as no limit.
 Seconds = Annotated[float, Field(ge=0.001, le=3600, allow_inf_nan=False)]
+
+# With a slash at its beginning and none at its end.
+RootPath = Annotated[
+    str,
+    StringConstraints(pattern=r"^(/[A-Za-z0-9._~-]+)*$"),
+    BeforeValidator(lambda value: f"/{value.strip('/')}".rstrip("/")),
+]
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?")
 
@@ -74,6 +82,9 @@ class Settings(BaseModel):
     worker_affinity: bool = setting(
         default=True,
         takes="true or false: whether each worker runs on one core of its own; its threads cannot use more",
+    )
+    root_path: RootPath = setting(
+        "", "the path under which a proxy shows the service, such as /api, whether the proxy strips it or not"
     )
     log_format: Literal["json", "text"] = setting("json", "json or text; `make run` uses text unless this is set")
     operator_key: SecretStr | None = setting(

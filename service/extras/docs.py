@@ -55,13 +55,19 @@ PROBLEM_SCHEMA = {
 }
 
 
-def routes(app: FastAPI) -> APIRouter:
+def routes(app: FastAPI, root_path: str) -> APIRouter:
     """Return the routes of the documentation. The OpenAPI document is made from `app.routes` at the first request."""
     router = APIRouter(route_class=EventLoopRoute, include_in_schema=False)
 
     @cache
     def openapi() -> Response:
-        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schema = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            servers=[{"url": root_path}] if root_path else None,
+        )
         schema["components"]["schemas"]["Problem"] = PROBLEM_SCHEMA
         _widen_integers(schema)
         return json_response(schema)
@@ -73,21 +79,21 @@ def routes(app: FastAPI) -> APIRouter:
     @router.get("/docs")
     async def swagger_ui() -> Response:
         return get_swagger_ui_html(
-            openapi_url="/openapi.json",
+            openapi_url=f"{root_path}/openapi.json",
             title=app.title,
-            swagger_js_url="/docs/assets/swagger-ui-bundle.js",
-            swagger_css_url="/docs/assets/swagger-ui.css",
-            swagger_favicon_url="/docs/assets/favicon.png",
+            swagger_js_url=f"{root_path}/docs/assets/swagger-ui-bundle.js",
+            swagger_css_url=f"{root_path}/docs/assets/swagger-ui.css",
+            swagger_favicon_url=f"{root_path}/docs/assets/favicon.png",
             swagger_ui_parameters={"validatorUrl": None},  # or it sends the document to validator.swagger.io
         )
 
     @router.get("/redoc")
     async def redoc() -> Response:
         return get_redoc_html(
-            openapi_url="/openapi.json",
+            openapi_url=f"{root_path}/openapi.json",
             title=app.title,
-            redoc_js_url="/docs/assets/redoc.standalone.js",
-            redoc_favicon_url="/docs/assets/favicon.png",
+            redoc_js_url=f"{root_path}/docs/assets/redoc.standalone.js",
+            redoc_favicon_url=f"{root_path}/docs/assets/favicon.png",
             with_google_fonts=False,
         )
 

@@ -49,7 +49,7 @@ def routes(
 ) -> APIRouter:
     """Return the routes of /, /livez and /readyz. GET / answers with `message` and `links`, such as users: /users."""
     router = APIRouter(route_class=EventLoopRoute, tags=["service"])
-    index = {"message": message, **links, "docs": "/docs", "readyz": "/readyz"}
+    index = {"message": message, **links}
 
     @router.get("/", operation_id="root", summary="Where are things?", responses=_example(index))
     async def root() -> Response:

@@ -233,7 +233,7 @@ def test_env_example_lists_every_setting_with_its_default() -> None:
     assert sorted(name.lower() for name, _ in listed) == sorted(Settings.model_fields)
     given = {name: value for name, value in listed if not name.startswith("DATABASE_")}  # those are examples
     assert load(given, NO_FILE) == Settings()
-    assert [name for name, value in given.items() if not value] == ["OPERATOR_KEY", "CORS_ORIGINS"]
+    assert [name for name, value in given.items() if not value] == ["ROOT_PATH", "OPERATOR_KEY", "CORS_ORIGINS"]
 
 
 def test_env_example_has_three_groups() -> None:

@@ -66,7 +66,8 @@ def routes(settings: Settings, publisher: MetricsPublisher) -> APIRouter:
         if problem := refused(request):
             return render(problem)
         if "text/html" in request.headers.get("accept", ""):
-            return Response(_read("pool.html"), 200, HEADERS, "text/html")
+            page = _read("pool.html").replace(b'="/', f'="{settings.root_path}/'.encode())
+            return Response(page, 200, HEADERS, "text/html")
         return json_response(await pool_state.get(), headers=HEADERS)
 
     @router.get("/pool/{name}")

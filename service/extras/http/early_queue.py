@@ -18,6 +18,7 @@ from service.web.admission import Admission, Overloaded
 from service.web.endpoint import EndpointRoute
 from service.web.middleware import finish_request, request_id
 from service.web.problems import PROBLEMS, problem_response
+from service.web.root_path import strip_root_path
 
 HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")  # RFC 9110, 7.2
 
@@ -25,14 +26,16 @@ HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9
 class EarlyQueue:
     """The queue before the threads, for requests of which only the head's bytes are known."""
 
-    def __init__(self, admission: Admission, routes: Iterable[BaseRoute], *, traced: bool) -> None:
+    def __init__(self, admission: Admission, routes: Iterable[BaseRoute], root_path: str, *, traced: bool) -> None:
         """Queue the reads of those `routes` that run on a thread."""
         self.admission = admission
         self._routes = [
             route for route in routes if isinstance(route, EndpointRoute) and "GET" in (route.methods or ())
         ]
         paths = {re.escape(route.path_format.partition("/{")[0].encode()) for route in self._routes}
-        self._beginning = re.compile(rb"(?:GET|HEAD) (?:%s)[/? ]" % (b"|".join(paths) or b"(?!)"))
+        root, path = re.escape(root_path.encode()), b"|".join(paths) or b"(?!)"
+        self._beginning = re.compile(rb"(?:GET|HEAD) (?:%s)?(?:%s)[/? ]" % (root, path))
+        self._root_path = root_path
         self._response = problem_response(PROBLEMS[Overloaded])
         self._traced = traced
 
@@ -52,7 +55,8 @@ class EarlyQueue:
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             return b""
         path = request.url.partition(b"?")[0].decode("ascii", "replace")
-        route = next((route.path_format for route in self._routes if route.path_regex.match(path)), "")
+        below = strip_root_path(path, self._root_path)
+        route = next((route.path_format for route in self._routes if route.path_regex.match(below)), "")
         if not route or not request.complete or request.needs_full_parse or request.hosts != 1:
             return b""
         if self._traced or parser.get_http_version() != "1.1":

@@ -31,7 +31,9 @@ class HttpState:
     reconnect: Backoff = field(default_factory=unlimited)  # of new connections, and of the last response on others
 
 
-def http_state(queue: Admission, hashing: Admission, routes: Iterable[BaseRoute], *, traced: bool) -> HttpState:
+def http_state(
+    queue: Admission, hashing: Admission, routes: Iterable[BaseRoute], root_path: str, *, traced: bool
+) -> HttpState:
     """Return the state for an application whose `routes` run on the threads behind `queue`."""
     lag = LoopLag()
     lag.start(asyncio.get_running_loop())
@@ -47,7 +49,7 @@ def http_state(queue: Admission, hashing: Admission, routes: Iterable[BaseRoute]
 
     return HttpState(
         clients=Clients(max_clients(queue.limit)),
-        early_queue=EarlyQueue(queue, routes, traced=traced),
+        early_queue=EarlyQueue(queue, routes, root_path, traced=traced),
         refused=Backoff(rate=50, share=1 / 8, served=served, has_room=has_room, longest=5, pause=RETRY_AFTER),
         cheap=Backoff(rate=100, share=1 / 4, served=served, has_room=is_at_rest, longest=5),
         # Probes are among these, and give up after a second.

@@ -361,7 +361,7 @@ function drawLost(trouble) {
 }
 
 async function ask() {
-  const answer = await fetch("/pool", {
+  const answer = await fetch(location.pathname, {
     headers: { Accept: "application/json" }, cache: "no-store", signal: AbortSignal.timeout(PATIENCE),
   }).catch(() => {
     throw new Error("the service cannot be reached");
