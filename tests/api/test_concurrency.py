@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from threading import Event
 from typing import Any
 
 import httpx
@@ -92,42 +91,6 @@ def test_changes_of_different_fields_at_the_same_moment_are_all_kept(client: htt
 def test_two_hundred_requests_at_once_are_all_served_by_four_threads(client: httpx.Client) -> None:
     answers = at_once([partial(client.get, "/users?limit=20")] * 200)
     assert Counter(answer.status_code for answer in answers) == {200: 200}
-
-
-def test_a_hundred_clients_never_make_more_connections_than_threads(cluster: Cluster) -> None:
-    database = cluster.create_database()
-    statuses: Counter[int] = Counter()
-    seen: Counter[int] = Counter()
-    over = Event()
-    with Service({**database.environment, **PATIENT, "WORKERS": "2", "WORKER_THREADS": "3"}) as service:
-        until(lambda: connections(database)[0] == 6, "both workers have their connections")
-
-        with (
-            database.as_superuser() as conn,
-            httpx.Client(base_url=service.url, timeout=60, limits=NO_LIMIT) as client,
-            ThreadPoolExecutor(100) as executor,
-        ):
-
-            def hammer() -> None:
-                while not over.is_set():
-                    statuses[client.get("/users").status_code] += 1
-
-            def sample() -> bool:
-                found = conn.execute(COUNT_CONNECTIONS).fetchone()
-                assert found
-                seen[found[0]] += 1
-                return statuses.total() > 1000 and seen.total() > 20
-
-            hammering = [executor.submit(hammer) for _ in range(100)]
-            try:
-                until(sample, "a thousand requests are answered and twenty samples taken", within=60)
-            finally:
-                over.set()
-            for each in hammering:
-                each.result(timeout=60)
-    print(f"connections seen, and how often: {dict(seen)}; answers: {dict(statuses)}")
-    assert statuses.keys() == {200}
-    assert max(seen) <= 6
 
 
 def test_reads_overtake_the_sign_ups_that_wait_for_a_core(client: httpx.Client) -> None:

@@ -3,16 +3,14 @@
 import json
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from service.extras.log_quota import CHEAP_LINES
-from tests.support.parallel import at_once
 from tests.support.polling import until
-from tests.support.postgres import Cluster, TestDatabase, installed
+from tests.support.postgres import Cluster
 from tests.support.process import Service
 from tests.support.raw_http import Answer, connect
 
@@ -94,49 +92,6 @@ def test_no_form_shows_a_password_or_who_somebody_is(form: str, cluster: Cluster
         service.client.post("/users/authenticate", json={"email": ADA["email"], "password": "battery staple"})
     for secret in (ADA["password"], "battery staple", ADA["email"], "Lovelace", "argon2", database.name + "@"):
         assert str(secret) not in service.log
-
-
-def test_an_outage_is_told_when_it_begins_and_when_it_ends_with_a_count() -> None:
-    with Cluster(installed()["18"]) as own_cluster:
-        database: TestDatabase = own_cluster.create_database()
-        settings = database.environment | JSON | {"WORKER_THREADS": "4"}
-        with Service(settings) as service:
-            own_cluster.stop()
-            for _ in range(5):
-                statuses = Counter(at_once([lambda: service.client.get("/users").status_code] * 10))
-            assert set(statuses) == {503}
-            until(lambda: "cannot connect" in service.log, "its beginning is told")
-            own_cluster.start()
-            until(lambda: service.client.get("/users").status_code == 200, "it serves again")
-            until(lambda: "connected again" in service.log, "its end is told")
-        told = [line["message"] for line in lines(service) if line["logger"] != "service.request" and "message" in line]
-    about = [message for message in told if "connect" in message or "pool" in message]
-    print(about)
-    assert [message.split(",")[0].split(":")[0] for message in about].count("cannot connect") == 1
-    assert sum(bool(re.fullmatch(r"connected again, [\d.]+ s and \d+ attempts later", each)) for each in about) == 1
-    assert len(about) == 2
-
-
-def test_requests_that_were_answered_well_before_a_kill_have_their_lines(cluster: Cluster) -> None:
-    with Service(cluster.create_database().environment | JSON) as service:
-        ended: list[float] = []
-        while not ended or ended[-1] < ended[0] + 1.5:
-            service.client.get("/users", headers={"X-Request-ID": f"r{len(ended)}"})
-            ended.append(time.monotonic())
-        service.process.kill()
-        service.process.wait(10)
-        told = {line["request_id"] for line in lines(service)}
-    assert {f"r{number}" for number, end in enumerate(ended) if end < ended[-1] - 1} <= told
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_the_last_line_of_every_process_is_there(count: int, cluster: Cluster) -> None:
-    settings = cluster.create_database().environment | JSON | {"WORKERS": str(count)}
-    with Service(settings) as service:
-        until(lambda: service.log.count("Application startup complete") == count, "all serve")
-    assert service.log.count("Finished server process") == count
-    assert service.log.count("Stopping parent process") == count - 1
-    assert all(json.loads(line) for line in service.log.splitlines())
 
 
 @pytest.mark.parametrize("form", ["json", "text"])

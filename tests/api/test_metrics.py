@@ -1,21 +1,14 @@
 """GET /metrics: read by Prometheus's own parser, and right for all workers together."""
 
-import shutil
-import signal
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
-import psutil  # type: ignore[import-untyped]
 import pytest
 
 from service.extras.admin.history import quantile
 from service.telemetry.metrics import BUCKETS
-from tests.support.checkout import workers
 from tests.support.polling import until
 from tests.support.postgres import Cluster, TestDatabase
 from tests.support.process import Service
@@ -120,95 +113,6 @@ def test_the_pool_and_the_queue_are_seen_while_they_are_full(service: Service, d
     assert refused == statuses[503] > 0
     assert value(samples, "http_server_problems_total", code="overloaded") == refused
     until(lambda: now() == (0, 2, 0, 0), "all is free again")
-
-
-def test_four_workers_are_one_service(database: TestDatabase) -> None:
-    with Service(database.environment | FOUR) as service:
-        until(lambda: len(workers(service)) == 4, "four workers start")
-
-        def ask(_: int) -> int:
-            return httpx.get(f"{service.url}/users", timeout=30).status_code  # a connection each: any worker
-
-        until(lambda: value(scrape(service), "worker_starts_total") == 4, "all four publish")
-        with ThreadPoolExecutor(8) as clients:
-            assert set(clients.map(ask, range(200))) == {200}
-        until(lambda: answered(scrape(service), "/users", "GET", 200) == 200, "each has published what it counted")
-        for _ in range(8):  # whichever worker answers
-            samples = scrape(service)
-            assert answered(samples, "/users", "GET", 200) == 200
-            assert value(samples, "db_client_connection_max") == 8
-        until(lambda: value(scrape(service), "db_client_connection_count", state="idle") == 8, "all are open")
-
-
-def test_counters_never_fall_when_workers_are_killed_or_replaced(database: TestDatabase, tmp_path: Path) -> None:
-    with Service(database.environment | TWO | {"TMPDIR": str(tmp_path)}) as service:
-        until(lambda: value(scrape(service), "worker_starts_total") == 2, "both workers publish")
-        for _ in range(20):
-            httpx.get(f"{service.url}/users", timeout=30)
-        until(lambda: answered(scrape(service), "/users", "GET", 200) == 20, "each has published what it counted")
-        before = scrape(service)
-        psutil.Process(workers(service)[0]).kill()
-
-        def again() -> bool:
-            try:
-                return value(scrape(service), "worker_starts_total") == 3
-            except httpx.TransportError:
-                return False  # the one that was killed had taken the connection
-
-        until(again, "another takes its place")
-        after = scrape(service)
-        counters = [key for key in before if key[0].endswith(("_total", "_bucket", "_sum", "_seconds_count"))]
-        assert [key for key in counters if after[key] < before[key]] == []
-        assert answered(after, "/users", "GET", 200) == 20
-        service.process.send_signal(signal.SIGHUP)
-        until(lambda: value(scrape(service), "worker_starts_total") == 5, "both are replaced")
-        # A new worker may start while the old one still has its file.
-        assert len(list(tmp_path.glob("*/*.metrics.json"))) <= 3, "new workers adopt the files of old ones"
-        assert answered(scrape(service), "/users", "GET", 200) == 20
-        until(lambda: value(scrape(service), "db_client_connection_max") == 4, "only those that live are counted")
-        until(
-            lambda: value(scrape(service), "database_server_connections", whose="limit") == 100,
-            "one worker asks the server",
-        )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_metric_that_an_endpoint_adds_is_right_with_two_workers_that_are_killed(database: TestDatabase) -> None:
-    uvicorn = "-m uvicorn --factory tests.support.more_metrics:create_app --port 0 --workers 2"
-    with Service(database.environment | TWO, argv=[sys.executable, *uvicorn.split()]) as service:
-
-        def starts() -> float:
-            try:
-                return value(scrape(service), "worker_starts_total")
-            except httpx.TransportError:
-                return 0  # a worker that was killed had taken the connection
-
-        until(lambda: starts() == 2, "both workers publish")
-        for _ in range(20):
-            assert httpx.post(f"{service.url}/orders", timeout=30).status_code == 200
-        until(lambda: value(scrape(service), "orders_open") == 20, "each has published what it counted")
-        for number, pid in enumerate(workers(service), start=3):
-            psutil.Process(pid).kill()
-            until(lambda number=number: starts() == number, "another takes its place")  # type: ignore[misc]
-        samples = scrape(service)
-        assert value(samples, "orders_total", kind="book") == 20
-        assert value(samples, "order_size_bucket", le="1.0") == 0
-        assert value(samples, "order_size_bucket", le="10.0") == 20
-        assert value(samples, "order_size_sum") == 100
-        assert value(samples, "order_price_sum") == 50
-        assert value(samples, "orders_open") == 0, "a gauge is of the workers that live"
-
-
-def test_a_folder_that_cannot_be_written_costs_one_warning(database: TestDatabase, tmp_path: Path) -> None:
-    with Service(database.environment | {"TMPDIR": str(tmp_path)}) as service:
-        (folder,) = tmp_path.iterdir()
-        shutil.rmtree(folder)
-        until(lambda: "WARNING" in service.log, "it says so")
-        time.sleep(1.2)  # two more attempts
-        assert service.log.count("cannot publish") == 1
-        assert service.client.get("/users").status_code == 200
-        assert answered(scrape(service), "/users", "GET", 200) == 1
-        assert len(service.client.get("/pool").json()["workers"]) == 1
 
 
 def test_reconnects_and_cut_connections_are_counted(database: TestDatabase) -> None:

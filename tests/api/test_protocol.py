@@ -16,8 +16,6 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from service.extras.http.protocol import MAX_PACKETS
-from tests.api.test_refusals import filled
 from tests.support.polling import until
 from tests.support.postgres import Cluster, TestDatabase
 from tests.support.process import Service
@@ -105,20 +103,6 @@ def test_a_body_that_does_not_come_is_given_up_at_the_deadline(hasty: Service, c
 def test_a_head_of_more_than_64_kib_is_refused_however_it_comes(service: Service, length: int, status: int) -> None:
     """The network may bring all of it at once."""
     assert exchange(service.url, "GET /users HTTP/1.1", f"X-Long: {'x' * length}").status_code == status
-
-
-def test_a_connection_stays_open_while_its_client_pauses(service: Service) -> None:
-    """A proxy keeps it for a minute, and would send a request into the closing: its client saw a reset."""
-    with connect(service.url) as peer:
-        for pause in (6, 0):
-            peer.sendall(b"GET /users HTTP/1.1\r\nHost: x\r\n\r\n")
-            received = b""
-            while not received.endswith(b"]\n"):  # head and body may come one by one
-                received += (part := peer.recv(65536))
-                assert part, f"closed after {received!r}"
-            assert Answer(received).status_code == 200
-            closed, _, _ = select.select([peer], [], [], pause)
-            assert not closed, f"it was closed within {pause} seconds"
 
 
 @pytest.fixture(scope="module")
@@ -249,8 +233,8 @@ def test_a_client_that_takes_its_answers_slowly_gets_all_of_them(impatient: Serv
         peer.sendall("".join(requests).encode())
         while part := peer.recv(65536):
             received += len(part)
-            time.sleep(2 * len(part) / size)  # 2 s for each
-    assert time.monotonic() - began > 6
+            time.sleep(len(part) / size)  # 1 s for each, as long as a connection may be idle
+    assert time.monotonic() - began > 3
     assert received > 4 * size
 
 
@@ -344,37 +328,3 @@ def test_an_answer_in_flight_when_the_service_ends_says_that_it_is_the_last(clus
             until(lambda: "Shutting down" in service.log, "the service ends")
         answer = Answer(b"".join(iter(partial(peer.recv, 65536), b"")))
     assert (answer.status_code, answer.headers["Connection"]) == (200, "close")
-
-
-@pytest.fixture(scope="module")
-def busy(cluster: Cluster) -> Iterator[Service]:
-    """A service whose only thread is held, so that what takes no thread has to wait for its share."""
-    with filled(cluster.create_database(), QUEUE_LENGTH="100") as service:
-        yield service
-
-
-def send_bodies(service: Service, clients: int, pieces: list[bytes]) -> float:
-    """Send bodies piece by piece, a client each; return the seconds that the last two pieces took to be answered."""
-    head = f"POST /users HTTP/1.1\r\nHost: x\r\nContent-Length: {sum(map(len, pieces))}\r\n\r\n"
-    began = 0.0
-    with ExitStack() as stack:
-        peers = [stack.enter_context(connect(service.url)) for _ in range(clients)]
-        for piece in [head.encode(), *pieces]:
-            if piece is pieces[-2]:
-                began = time.monotonic()
-            for peer in peers:
-                peer.sendall(piece)
-            assert service.client.get("/livez").status_code == 200  # so it has come
-        for peer in peers:
-            assert Answer(peer.recv(65536)).status_code == 415
-        return time.monotonic() - began
-
-
-def test_a_request_in_many_packets_takes_its_time_from_the_others(busy: Service) -> None:
-    """Each costs the event loop as much as a small answer: a hundred clients have their share, 100 a second."""
-    assert send_bodies(busy, 100, [*[b"x"] * (MAX_PACKETS - 1), b"yy", b"z"]) > 0.5
-
-
-def test_a_large_request_takes_its_time_from_the_others(busy: Service) -> None:
-    """Ten bodies of 60 kB cost as much as 300 small answers."""
-    assert send_bodies(busy, 10, [b"y" * 30_000, b"z" * 30_000]) > 1

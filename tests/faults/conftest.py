@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.fork_server import ForkServer
 from tests.support.postgres import Cluster, TestDatabase, installed
 from tests.support.process import Service
 
@@ -16,6 +17,13 @@ SHORT = {
     "QUEUE_WAIT": "1",
     "CONNECT_TIMEOUT": "1",
 }
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _forked(fork_server: ForkServer) -> Iterator[None]:
+    Service.fork_server = fork_server
+    yield
+    Service.fork_server = None
 
 
 @pytest.fixture

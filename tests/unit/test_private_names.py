@@ -148,10 +148,10 @@ def test_every_name_of_uvicorn_that_is_used_is_in_the_table() -> None:
 
 def private_names(tree: ast.AST) -> Iterator[str]:
     """Return the private names that a file uses and that are not its own, nor those of a class of the service."""
-    own, inherited = set(own_names(tree)), {name for each in TREES.values() for name in own_names(each)}
+    own = set(own_names(tree))
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr):
-            if node.attr not in (inherited if is_self(node.value) else own):
+            if node.attr not in (INHERITED if is_self(node.value) else own):
                 yield ast.unparse(node)
         elif isinstance(node, ast.ImportFrom):
             modules = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
@@ -169,6 +169,9 @@ def own_names(tree: ast.AST) -> Iterator[str]:
             yield node.id
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_self(node.value):
             yield node.attr
+
+
+INHERITED = {name for tree in TREES.values() for name in own_names(tree)}
 
 
 def test_only_the_known_private_names_are_used() -> None:
