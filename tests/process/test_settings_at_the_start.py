@@ -39,10 +39,6 @@ def test_a_port_in_use_stops_the_start(checkout: Checkout) -> None:
     assert "in use" in line
 
 
-def test_an_address_of_another_machine_stops_the_start(checkout: Checkout) -> None:
-    assert "HOST=192.0.2.1" in stops(checkout.run("serve", NO_SERVER | {"HOST": "192.0.2.1"}), lines=1)
-
-
 def test_the_file_of_the_working_folder_is_read(checkout: Checkout) -> None:
     file = checkout.folder / ".env"
     file.write_text("WORKERS=3\nQUEUE_LENGTH=7\n")
