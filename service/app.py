@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 # With 20 and 20, memory grew by 0.7 MB in each 10,000 requests of the soak test, as the largest pass hardly ever came.
 GARBAGE = (10_000, 5, 5)
 
+THREAD_LIMITS = ": the limit of threads (pids.max of a container, TasksMax, ulimit -u) is too low for WORKER_THREADS"
 OTHER_THREADS = 16  # of a worker, at most: psycopg_pool has 4, FastAPI 1, each of our background tasks 1
 
 RESOURCES = (USERS,)  # add another resource here
@@ -95,7 +96,7 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
             stack.callback(database.close)
             stack.callback(startup.stop)
             startup.drain_on_sigterm()
-            with _thread_limit_reported():
+            with _limits_reported():
                 check_threads(workers.size + at_once + OTHER_THREADS)
                 _end_with_the_supervisor()
                 if settings.worker_affinity:
@@ -157,17 +158,16 @@ def _spare_the_collector() -> None:
 
 
 @contextmanager
-def _thread_limit_reported() -> Iterator[None]:
-    """Raise StartError when the system refuses a thread: after the start, a request would fail."""
+def _limits_reported() -> Iterator[None]:
+    """Raise StartError when the system refuses a thread or a file: after the start, a request would fail."""
     try:
         yield
-    except RuntimeError as exc:
-        if "new thread" not in str(exc):
+    except (OSError, RuntimeError) as exc:
+        refused = "new thread" in str(exc)
+        if isinstance(exc, RuntimeError) and not refused:
             raise
         sys.tracebacklimit = 0  # Starlette logs the exception with its traceback
-        raise StartError(
-            f"{exc}: the limit of threads (pids.max of a container, TasksMax, ulimit -u) is too low for WORKER_THREADS"
-        ) from None
+        raise StartError(f"{exc}{THREAD_LIMITS if refused else ''}") from None
 
 
 def _settings_or_exit() -> Settings:

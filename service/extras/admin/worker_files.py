@@ -7,31 +7,51 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+PREFIX = "users-service-"  # of the folders' names
+SPACE = 512 * 2**10  # bytes that must be free: the files of a worker take a tenth
+STALE = 60.0  # seconds after which a folder that no worker uses was left by a service that was killed
+
 
 class WorkerFiles:
-    """The files of one worker, named after its slot. A worker that ends leaves slot and files to the next one."""
+    """The files of one worker, named after its slot. A worker that ends leaves slot and files to the next one.
+
+    A worker without a supervisor shares them with nobody. Where no folder can be written, it keeps them in memory.
+    """
 
     def __init__(self) -> None:
-        self._folder = Path()
+        self._folder: Path | None = None
+        self._memory: dict[str, str] = {}  # in place of the folder
         self._slot = 0
         self._locks: list[int] = []  # descriptors. A lock is held until its descriptor is closed or the process dies
         self._leads = False
         self._writing = Lock()
 
     def open(self) -> None:
-        """Claim the first slot that no living worker has. Raises OSError.
+        """Claim the first slot that no living worker has. Delete what killed services left behind.
 
-        The workers of one supervisor, and nobody else, share the secret that names the folder.
+        The workers of one supervisor, and nobody else, share the secret that names the folder. Raises OSError when
+        there is a supervisor, and no folder can be written.
         """
         secret = hashlib.sha256(b"metrics" + multiprocessing.current_process().authkey).hexdigest()
-        self._folder = Path(tempfile.gettempdir(), f"users-service-{secret[:32]}")
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+        for parent in _parents():
+            _sweep(parent)
+            folder = parent / f"{PREFIX}{secret[:32]}"
+            with suppress(OSError):
+                folder.mkdir(mode=0o700, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder) as file:
+                    file.write(bytes(SPACE))
+                self._folder = folder
+                break
+        if self._folder is None and multiprocessing.parent_process() is not None:
+            raise OSError("no folder that the workers can share is writable: set TMPDIR to one, or WORKERS=1")
         for self._slot in count():
             if self._claim(str(self._slot)):
                 return
@@ -41,7 +61,7 @@ class WorkerFiles:
         with self._writing:
             while self._locks:
                 os.close(self._locks.pop())
-        if not any(map(self._is_alive, self._slots())):
+        if self._folder and not _is_in_use(self._folder):
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def leads(self) -> bool:
@@ -51,55 +71,73 @@ class WorkerFiles:
 
     def write(self, name: str, content: object) -> None:
         """Replace this worker's file `name` in one step. Does nothing after `close`. Raises OSError."""
+        text = json.dumps(content)
+        if not self._folder:
+            self._memory[name] = text
+            return
         with self._writing:
             if self._locks:
                 for lock in self._locks:
                     os.utime(lock)  # or a cleaner of old temporary files would delete it
-                path = self._file(self._slot, name)
+                path = self._folder / f"{self._slot}.{name}.json"
                 new = path.with_suffix(".new")
-                new.write_text(json.dumps(content))
+                new.write_text(text)
                 new.replace(path)
 
     def read(self, name: str) -> Any:  # noqa: ANN401 - any JSON
         """Return the content of the file `name` in this worker's slot; None if there is none."""
-        return self._read(self._slot, name)
+        if not self._folder:
+            return json.loads(self._memory[name]) if name in self._memory else None
+        return _read(self._folder / f"{self._slot}.{name}.json")
 
     def read_others(self, name: str) -> Iterator[tuple[Any, bool]]:
         """Yield the content of the file `name` of each other worker, and whether that worker lives."""
-        for slot in self._slots():
-            if slot != self._slot and (content := self._read(slot, name)) is not None:
-                yield content, self._is_alive(slot)
-
-    def _read(self, slot: int, name: str) -> Any:  # noqa: ANN401 - any JSON
-        try:
-            return json.loads(self._file(slot, name).read_text())
-        except FileNotFoundError:
-            return None
-
-    def _file(self, slot: int, name: str) -> Path:
-        return self._folder / f"{slot}.{name}.json"
-
-    def _slots(self) -> list[int]:
-        return [int(path.stem) for path in self._folder.glob("[0-9]*.lock")]
-
-    def _is_alive(self, slot: int) -> bool:
-        lock = self._open_lock(str(slot))
-        try:
-            return not _try_lock(lock, fcntl.LOCK_SH)
-        finally:
-            os.close(lock)
+        for lock in self._folder.glob("[0-9]*.lock") if self._folder else ():
+            content = _read(lock.with_name(f"{lock.stem}.{name}.json"))
+            if int(lock.stem) != self._slot and content is not None:
+                yield content, _is_held(lock)
 
     def _claim(self, name: str) -> bool:
         """Hold a lock from now on, unless another worker does."""
-        lock = self._open_lock(name)
+        if not self._folder:
+            return True
+        lock = _open_lock(self._folder / f"{name}.lock")
         if _try_lock(lock, fcntl.LOCK_EX):
             self._locks.append(lock)
             return True
         os.close(lock)
         return False
 
-    def _open_lock(self, name: str) -> int:
-        return os.open(self._folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+def _parents() -> Iterator[Path]:
+    """Yield the folders for temporary files that there are; /dev/shm is in memory."""
+    with suppress(FileNotFoundError):  # none is writable
+        yield Path(tempfile.gettempdir())
+    if Path("/dev/shm").is_dir():  # noqa: S108
+        yield Path("/dev/shm")  # noqa: S108
+
+
+def _sweep(parent: Path) -> None:
+    for folder in parent.glob(f"{PREFIX}*"):
+        with suppress(OSError):  # another user's, or another worker sweeps it
+            if time.time() - folder.stat().st_mtime > STALE and not _is_in_use(folder):
+                shutil.rmtree(folder)
+
+
+def _is_in_use(folder: Path) -> bool:
+    return any(_is_held(lock) for lock in folder.glob("*.lock"))
+
+
+def _is_held(path: Path) -> bool:
+    lock = _open_lock(path)
+    try:
+        return not _try_lock(lock, fcntl.LOCK_SH)
+    finally:
+        os.close(lock)
+
+
+def _open_lock(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _try_lock(lock: int, how: int) -> bool:
@@ -108,3 +146,10 @@ def _try_lock(lock: int, how: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _read(path: Path) -> Any:  # noqa: ANN401 - any JSON
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
