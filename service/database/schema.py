@@ -24,7 +24,8 @@ POLL_INTERVAL = 0.1  # seconds between two tries for the lock
 ATTEMPTS = 5  # at a busy table
 PAUSE = 2.0  # seconds between two attempts: schema.sql's lock_timeout may have kept others waiting as long
 
-# The number is part of the text: a parameter would make PostgreSQL hold a snapshot between two tries.
+# The number is part of the text, and the statement is not prepared: the extended protocol would make PostgreSQL hold a
+# snapshot between two tries.
 TRY_LOCK = f"SELECT pg_try_advisory_xact_lock({LOCK})"
 
 SELECT_APPLIED = """
@@ -49,14 +50,16 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Upgrade:
-    """How one resource checks its table, and prepares the rows of an older one.
+    """How one resource checks its table, prepares the rows of an older one, and builds large indexes.
 
     `check(conn, report)` returns whether the table is current. It raises SchemaError when schema.sql cannot make it so.
     `prepare(conn, report)` runs before schema.sql; its changes stay when schema.sql fails.
+    `build_indexes(conn, report)` runs after schema.sql, outside a transaction, so that it can build concurrently.
     """
 
     check: Callable[[Connection[Any], Report], bool]
     prepare: Callable[[Connection[Any], Report], None] = lambda _conn, _report: None
+    build_indexes: Callable[[Connection[Any], Report], None] = lambda _conn, _report: None
 
 
 class SchemaError(Exception):
@@ -81,7 +84,7 @@ def apply(conn: Connection[Any], session: Session, upgrades: Sequence[Upgrade], 
             if attempt:
                 time.sleep(PAUSE)
             try:
-                _apply(conn, text, upgrades, report)
+                _apply(conn, session, upgrades, report)
             except (errors.LockNotAvailable, errors.DeadlockDetected):
                 report("the tables are busy, trying again")
             except errors.CheckViolation as exc:  # rows that arrived after `prepare`
@@ -91,7 +94,8 @@ def apply(conn: Connection[Any], session: Session, upgrades: Sequence[Upgrade], 
         raise SchemaError("the tables are too busy to change: stop the older service, or try at a quieter time")
 
 
-def _apply(conn: Connection[Any], text: bytes, upgrades: Sequence[Upgrade], report: Report) -> None:
+def _apply(conn: Connection[Any], session: Session, upgrades: Sequence[Upgrade], report: Report) -> None:
+    text = SCHEMA.read_bytes()
     current = _is_current(conn, upgrades, report)
     try:
         with suppress(errors.CheckViolation), conn.transaction(force_rollback=True):
@@ -102,6 +106,10 @@ def _apply(conn: Connection[Any], text: bytes, upgrades: Sequence[Upgrade], repo
             conn.execute(text)
             conn.execute(CREATE_APPLIED)
             conn.execute(INSERT_APPLIED, {"text": text})
+        if not session.session_setup:
+            conn.execute("SET lock_timeout = 0")  # to wait for open transactions blocks nobody here
+        for upgrade in upgrades:
+            upgrade.build_indexes(conn, report)
     except errors.InsufficientPrivilege:
         if not current:
             raise
@@ -157,7 +165,7 @@ def _schema_lock(session: Session, report: Report) -> Iterator[None]:
     with session.connect() as conn, conn.transaction():
         conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         reported = False
-        while not conn.execute(TRY_LOCK).fetchone()[0]:  # type: ignore[index]
+        while not conn.execute(TRY_LOCK, prepare=False).fetchone()[0]:  # type: ignore[index]
             if not reported:
                 reported = True
                 report("waiting for another process to apply schema.sql")

@@ -20,15 +20,6 @@ SELECT_IS_OLDER = """
     WHERE attrelid = to_regclass('public."user"') AND attnum > 0 AND NOT attisdropped
 """
 
-SELECT_SAME_EMAILS = """
-    SELECT array_agg(id ORDER BY id)
-    FROM public."user"
-    GROUP BY lower(email)
-    HAVING count(*) > 1
-    ORDER BY min(id)
-    LIMIT 20
-"""
-
 # A varchar(64) is too short for a hash. Rewrites no row.
 WIDEN_COLUMN = """
     ALTER TABLE public."user" ALTER COLUMN password TYPE text
@@ -56,18 +47,12 @@ UPDATE_HASHED = """
 
 
 def check(conn: Connection[Any], report: Report) -> bool:
-    """Do what `table.check` does, but return False for a table of the older form, which can be upgraded.
-
-    Raises SchemaError, also when emails of the older table differ only in case.
-    """
+    """Do what `table.check` does, but return False for a table of the older form, which can be upgraded."""
     try:
         return table.check(conn, report)
     except SchemaError:
         if not _is_older(conn):
             raise
-    if same := conn.execute(SELECT_SAME_EMAILS).fetchall():
-        groups = "; ".join(", ".join(map(str, ids)) for (ids,) in same)
-        raise SchemaError(f"users have the same email but for its case, change or delete all but one: ids {groups}")
     return False
 
 
@@ -92,4 +77,4 @@ def _is_older(conn: Connection[Any]) -> bool:
     return bool(conn.execute(SELECT_IS_OLDER).fetchone()[0])  # type: ignore[index]
 
 
-UPGRADE = Upgrade(check, prepare)
+UPGRADE = Upgrade(check, prepare, table.build_email_index)

@@ -20,8 +20,10 @@ Fields = dict[str, Any]  # of a user: fname, lname, email, password_hash
 COLUMNS = "id, fname, lname, email, created_at, updated_at"
 USER_JSON = f"row_to_json((SELECT u FROM (SELECT {COLUMNS}) AS u))::text"  # for RETURNING; a subquery is faster
 
-# The index of schema.sql, and the UNIQUE (email) of an older table.
-UNIQUE_EMAIL = ("user_email_lower_key", "user_email_key")
+SAME_EMAIL = 'public.user_email_fold(email) COLLATE "C" = public.user_email_fold(%(email)s)'
+
+# The indexes of schema.sql, and the UNIQUE (email) of an older table.
+UNIQUE_EMAIL = ("user_email_folded_key", "user_email_lower_key", "user_email_key")
 
 
 @contextmanager
@@ -90,7 +92,7 @@ SELECT_USERS_BY_EMAIL = f"""
     SELECT {USERS_JSON}
     FROM (SELECT {COLUMNS}
           FROM public."user"
-          WHERE lower(email) = lower(%(email)s) AND id > %(after)s) AS u
+          WHERE {SAME_EMAIL} AND id > %(after)s) AS u
 """
 
 
@@ -165,7 +167,7 @@ def raise_user_referenced() -> Iterator[None]:
 SELECT_CREDENTIALS = f"""
     SELECT id, password_hash, {USER_JSON}
     FROM public."user"
-    WHERE lower(email) = lower(%(email)s)
+    WHERE {SAME_EMAIL}
 """
 
 

@@ -40,7 +40,7 @@ def test_while_the_disk_is_full_reads_go_on_and_writes_are_refused(
     with database.as_superuser() as conn:
         conn.execute(f"CREATE TABLESPACE small LOCATION '{disk}'")
         conn.execute('ALTER TABLE public."user" SET TABLESPACE small')
-        for index in ("user_pkey", "user_email_lower_key"):
+        for index in ("user_pkey", "user_email_lower_key", "user_email_folded_key"):
             conn.execute(f"ALTER INDEX public.{index} SET TABLESPACE small")
     with Load(service.url) as load:
         ballast = disk / "ballast"
