@@ -73,6 +73,7 @@ Email = Annotated[
 ]  # fmt: skip
 AnyEmail = Annotated[Text, AfterValidator(_normalize_email), Field(examples=["ada@example.com"])]
 Password = Annotated[Text, StringConstraints(min_length=8, max_length=128), Field(examples=["correct horse"])]
+Time = Annotated[datetime, Field(description="In UTC.", examples=["2026-11-23T08:50:46.876168Z"])]
 PageSize = Annotated[int, Field(ge=1, le=1000), Digits]
 
 
@@ -133,5 +134,5 @@ class User(BaseModel):
     fname: Annotated[str, Field(examples=["Ada"])]
     lname: Annotated[str, Field(examples=["Lovelace"])]
     email: Annotated[str, Field(examples=["ada@example.com"])]
-    created_at: datetime
-    updated_at: datetime
+    created_at: Time
+    updated_at: Time

@@ -12,12 +12,13 @@ from psycopg import IntegrityError, errors
 
 from service.database.connection import PooledConnection
 from service.database.errors import DatabaseUnavailable
+from service.database.sql import utc
 from service.users.errors import EmailTaken, IdTaken, UserNotFound, UserReferenced
 
 Fields = dict[str, Any]  # of a user: fname, lname, email, password_hash
 
 # The columns that a client sees, in this order.
-COLUMNS = "id, fname, lname, email, created_at, updated_at"
+COLUMNS = f"id, fname, lname, email, {utc('created_at')}, {utc('updated_at')}"
 USER_JSON = f"row_to_json((SELECT u FROM (SELECT {COLUMNS}) AS u))::text"  # for RETURNING; a subquery is faster
 
 SAME_EMAIL = 'public.user_email_fold(email) COLLATE "C" = public.user_email_fold(%(email)s)'

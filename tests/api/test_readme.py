@@ -12,7 +12,7 @@ from tests.support.process import CHECKOUT, Service
 
 README = (CHECKOUT / "README.md").read_text()
 READMES = ["README.md", "service/README.md", "tests/README.md", "tests/bench/README.md"]
-TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00")
+TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
 
 
 def consoles() -> list[tuple[str, str]]:

@@ -3,9 +3,10 @@
 from psycopg import errors
 
 from service.database.connection import PooledConnection
+from service.database.sql import utc
 from tests.orders.errors import OrderNotFound, UnknownUser
 
-COLUMNS = "id, user_id, item, created_at"
+COLUMNS = f"id, user_id, item, {utc('created_at')}"
 
 INSERT_ORDER = f"""
     INSERT INTO public.orders
