@@ -119,7 +119,7 @@ def check(settings: Settings) -> None:
         value = getattr(settings, name)
         print(f"{name.upper()}={'' if value is None else value}")
     with _with_database(settings, report) as configured:
-        session, budget = inspect_server(configured.server, configured)
+        session, budget = inspect_server(configured.server, configured, report)
     print(f"PostgreSQL {budget.version}{' behind a transaction pooler' if session.session_setup else ''}")
     print(f"connections: {budget}")
 

@@ -9,7 +9,7 @@ from types import FrameType
 
 import psycopg
 
-from service.database import budget, schema, sessions
+from service.database import budget, collations, schema, sessions
 from service.database.budget import Budget, ServerUnfit
 from service.database.pool import Database
 from service.database.schema import Report, SchemaError, Upgrade
@@ -43,13 +43,13 @@ class ServerRefused(Exception):
     """The server answered that these credentials, or this database, are wrong."""
 
 
-def inspect_server(server: Callable[[], str], settings: Settings) -> tuple[Session, Budget]:
+def inspect_server(server: Callable[[], str], settings: Settings, report: Report) -> tuple[Session, Budget]:
     """Find out how to talk to the server, and check that it can serve `settings`; change nothing.
 
-    Costs a connection and two round trips. Raises ServerUnreachable when a retry may help, and ServerRefused or
+    Costs a connection and three round trips. Raises ServerUnreachable when a retry may help, and ServerRefused or
     ServerUnfit when it does not. The text of each is one line that says what is wrong.
     """
-    with _inspected(server, settings) as (session, found, _):
+    with _inspected(server, settings, report) as (session, found, _):
         return session, found
 
 
@@ -60,18 +60,22 @@ def prepare_server(
 
     Raises what `inspect_server` raises, and SchemaError.
     """
-    with _inspected(server, settings) as (session, _, conn):
+    with _inspected(server, settings, report) as (session, _, conn):
         schema.apply(conn, session, upgrades, report)
         return session
 
 
 @contextmanager
-def _inspected(server: Callable[[], str], settings: Settings) -> Iterator[tuple[Session, Budget, psycopg.Connection]]:
+def _inspected(
+    server: Callable[[], str], settings: Settings, report: Report
+) -> Iterator[tuple[Session, Budget, psycopg.Connection]]:
     try:
         session, conn = sessions.negotiate(server, settings)
         with conn:
             found = budget.read(conn, settings)
             found.check()
+            if names := collations.mismatches(conn):
+                report(collations.warning(names))
             yield session, found, conn
     except psycopg.Error as exc:
         source = "DATABASE_URL" if settings.database_url else "the database"

@@ -64,6 +64,10 @@ CONNECTIONS_CUT = Counter("db_client_connection_cut_total", "Connections shut do
 
 DATABASE_UP = Gauge("database_up", "1 while connections can be opened, otherwise 0.")
 DATABASE_LATENCY = Gauge("database_latency_seconds", "Duration of the last SELECT 1.")
+COLLATION_VERSION_MISMATCH = Gauge(
+    "postgresql_collation_version_mismatch",
+    "1 when the server's libc or ICU has changed since indexes on text were built, otherwise 0.",
+)
 DATABASE_SERVER_CONNECTIONS = Gauge(
     "database_server_connections",
     "Connections of the whole PostgreSQL server: its limit, and whose they are.",

@@ -136,6 +136,7 @@ class MetricsPublisher:
         else:
             self._history.server_stats, self._history.error = stats, ""
             metrics.DATABASE_LATENCY.set(stats["latency"])
+            metrics.COLLATION_VERSION_MISMATCH.set(stats["collation_mismatch"])
             for whose, number in stats["budget"].items():
                 metrics.DATABASE_SERVER_CONNECTIONS.labels(whose).set(number)
 

@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from service.database import collations
 from service.database.pool import Database
 
 NAME = "server_stats"  # in the log, where a request has its route
@@ -22,7 +23,7 @@ SELECT_SERVER_STATS = """
 
 
 def server_stats(database: Database) -> dict[str, Any]:
-    """Return the server's version, start, latency and connections. Takes two round trips.
+    """Return the server's version, start, latency and connections. Takes three round trips.
 
     Raises what `Database.connection` raises.
     """
@@ -31,12 +32,14 @@ def server_stats(database: Database) -> dict[str, Any]:
         conn.row("SELECT 1", {})
         latency = time.perf_counter() - started
         row = conn.row(SELECT_SERVER_STATS, {})
+        collation_mismatch = bool(collations.mismatches(conn))
     assert row is not None  # noqa: S101 - an aggregate has one row
     version, up_since, limit, reserved, ours, total = row
     return {
         "version": version,
         "up_since": up_since,
         "latency": latency,
+        "collation_mismatch": collation_mismatch,
         "budget": {
             "limit": limit,
             "ours": ours,
