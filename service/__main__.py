@@ -1,16 +1,18 @@
-"""The command line: run, serve, check, schema, psql, backup, restore."""
+"""The command line: run, serve, check, schema, psql, backup, restore, key, unit."""
 
 import argparse
+import ipaddress
 import logging
 import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from socket import socket
 
 import uvicorn
 from uvicorn.supervisors import ChangeReload
@@ -19,7 +21,7 @@ from service import settings as environment
 from service.app import UPGRADES
 from service.database.budget import ServerUnfit
 from service.database.schema import SCHEMA, SchemaError
-from service.extras import client_programs, embedded
+from service.extras import client_programs, embedded, systemd
 from service.extras.client_programs import ProgramError
 from service.extras.embedded import EmbeddedError
 from service.extras.http import listen
@@ -28,6 +30,7 @@ from service.extras.log_writer import WRITER
 from service.settings import Settings, SettingsError
 from service.startup import ServerRefused, ServerUnreachable, inspect_server, prepare_server
 from service.telemetry import log
+from service.web.api_keys import GRANTS, ApiKeys, add_key
 
 DATA = Path(__file__).parents[1] / ".data"  # of the embedded PostgreSQL
 
@@ -55,12 +58,14 @@ def main() -> None:
     _open_closed_streams()
     parser = argparse.ArgumentParser(prog="python -m service", description="A users API over PostgreSQL.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (run, serve, check, schema, psql, backup, restore):
+    for command in (run, serve, check, schema, psql, backup, restore, key, unit):
         words = (command.__doc__ or "").partition("\n")[0]
         commands.add_parser(command.__name__, help=words, description=words).set_defaults(command=command)
     now = f"users-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.dump"
     commands.choices["backup"].add_argument("file", type=Path, nargs="?", default=now)
     commands.choices["restore"].add_argument("file", type=Path)
+    commands.choices["key"].add_argument("name", help="whom it is for, as the log shows it")
+    commands.choices["key"].add_argument("--scope", choices=GRANTS, required=True)
     arguments = vars(parser.parse_args())
     command = arguments.pop("command")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that `with` blocks end, and PostgreSQL with them
@@ -154,10 +159,44 @@ def restore(settings: Settings, file: Path) -> None:
     print(f"the database holds what {file} held")
 
 
+def key(settings: Settings, name: str, scope: str) -> None:
+    """Make an API key: print it, append its hash to API_KEYS_FILE. Nothing shows it again."""
+    if settings.api_keys_file is None:
+        raise SettingsError(f"API_KEYS_FILE is missing: it takes {environment.takes('api_keys_file')}")
+    print(add_key(settings.api_keys_file, name, scope))
+    print(f"Its hash is in {settings.api_keys_file}: delete the line to revoke it.", file=sys.stderr)
+
+
+def unit(settings: Settings) -> None:
+    """Print a unit for systemd."""
+    print(systemd.unit(settings), end="")
+
+
+def _check_access(settings: Settings, bound: Sequence[socket]) -> str:
+    """Return who may do what, in one line. Raises SettingsError when that is more than anybody has asked for."""
+    if settings.is_local_only:
+        if not all(ipaddress.ip_address(each.getsockname()[0]).is_loopback for each in bound):
+            raise SettingsError(
+                f"HOST={settings.host}: without API keys only this machine may reach the service. Set API_KEYS_FILE"
+                " and make a key with `python -m service key`, or ANONYMOUS_ACCESS=read or write if everybody is meant"
+            )
+        return "whoever is on this machine may do everything: no API keys are set (API_KEYS_FILE)"
+    others = f"whoever has none may {settings.anonymous_access or 'do nothing'}"
+    if settings.api_keys_file is None:
+        return f"no API keys are set, so nobody may see /metrics and /pool; {others}"
+    if not os.access(settings.api_keys_file, os.R_OK):
+        raise SettingsError(
+            f"API_KEYS_FILE={settings.api_keys_file} cannot be read:"
+            " `python -m service key NAME --scope read` makes it, with a key in it"
+        )
+    return f"API keys in {settings.api_keys_file}: {len(ApiKeys(settings.api_keys_file))}; {others}"
+
+
 def _start(settings: Settings, *, reload: bool) -> None:
     log.configure(settings.log_format, WRITER.write)
     # Bind first: to start PostgreSQL may take long.
     with listen.bind(settings) as bound, _with_database(settings, logger.info) as configured:
+        logger.info(_check_access(settings, bound))
         try:
             prepare_server(configured.server, configured, UPGRADES, logger.info)
         except ServerUnreachable as exc:
@@ -176,7 +215,7 @@ def _start(settings: Settings, *, reload: bool) -> None:
             http="service.extras.http.protocol:Protocol",
             access_log=False,  # service/web/middleware.py writes it, with the request's id
             server_header=False,
-            proxy_headers=False,  # extras/admin/routes.py needs the real peer, not what a header claims
+            proxy_headers=False,  # web/access.py needs the real peer, not what a header claims
         )
         if reload:
             config.reload_dirs.append(SCHEMA)  # uvicorn's parameter takes folders only

@@ -18,10 +18,11 @@ from starlette.types import ASGIApp
 from service import settings as environment
 from service.database.pool import Database
 from service.database.watchdog import Watchdog
-from service.extras import affinity, docs, tracing, upgrade
+from service.extras import affinity, docs, systemd, tracing, upgrade
 from service.extras.admin import routes as admin
 from service.extras.admin.publisher import MetricsPublisher
 from service.extras.cors import Cors
+from service.extras.http.early_queue import EarlyQueue
 from service.extras.http.state import http_state
 from service.extras.log_quota import LogQuota
 from service.extras.log_writer import WRITER
@@ -32,8 +33,9 @@ from service.telemetry import log
 from service.users.passwords import HASHES_PER_SECOND, concurrent_hashes, start_threads
 from service.users.routes import USERS
 from service.web import health
+from service.web.access import Access
 from service.web.admission import Admission, expiring
-from service.web.endpoint import EventLoopRoute, Resources, endpoint_route
+from service.web.endpoint import EventLoopRoute, Resources, check_routes, endpoint_route, not_found
 from service.web.health import Readiness
 from service.web.middleware import ProblemMiddleware, RequestMiddleware
 from service.web.problems import PROBLEMS
@@ -59,7 +61,7 @@ class StartError(Exception):
     """The machine does not allow what the settings ask for; the text is one line."""
 
 
-def create_app(settings: Settings | None = None, *, resources: Sequence[Resource] = RESOURCES) -> FastAPI:
+def create_app(settings: Settings | None = None, *, resources: Sequence[Resource] = RESOURCES) -> FastAPI:  # noqa: PLR0915 - the wiring
     """Return the service with `resources`, ready to be started by an ASGI server; it connects when it is."""
     settings = settings or _settings_or_exit()
     quota = LogQuota()
@@ -86,10 +88,12 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
     database = Database(workers.size, Watchdog(leak_threshold=settings.leak_threshold), tracing.connection_class)
     readiness = Readiness()
     publisher = MetricsPublisher(workers, queue, hashing, database)
+    access = Access(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with AsyncExitStack() as stack:
+            check_routes(app.routes)
             stack.callback(WRITER.flush)
             stack.callback(quota.summarize)
             startup = Startup(settings.server, settings, UPGRADES, database, readiness)
@@ -107,7 +111,9 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
                 _spare_the_collector()
                 await stack.enter_async_context(expiring(queue, hashing, workers))
                 await stack.enter_async_context(publisher.run(app.routes))
-            yield {"http": http_state(queue, hashing, app.routes, settings.root_path, traced=tracing.configured())}
+            systemd.notify("READY=1")
+            early_queue = EarlyQueue(queue, access, app.routes, settings.root_path, traced=tracing.configured())
+            yield {"http": http_state(early_queue, hashing)}
 
     app = FastAPI(
         title="Users",
@@ -118,6 +124,8 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
         redirect_slashes=False,  # web/middleware.py answers both forms
         telemetry=tracing.configuration(),
     )
+    app.state.access = access
+    app.router.default = not_found
     table = dict(PROBLEMS)
     for resource in resources:
         table.update(resource.problems)
@@ -128,7 +136,7 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
     for router in (
         *(resource.routes(database, route_class) for resource in resources),
         health.routes(readiness, workers, database, message=app.description, links=links),
-        admin.routes(settings, publisher),
+        admin.routes(publisher, settings.root_path),
         docs.routes(app, settings.root_path),
     ):
         app.router.routes.extend(router.routes)  # flat, as include_router costs 8 % of a small request

@@ -67,6 +67,9 @@ class Settings(BaseModel):
         min_length=1,
     )
     port: int = setting(8000, "a port, 0 to 65535; 0 takes a free one", ge=0, le=65535)
+    api_keys_file: Path | None = setting(
+        None, "the file of the API keys; unset: no key is needed, and only this machine is answered"
+    )
 
     # Frequent: how much of the machine and of PostgreSQL's connections to use.
     workers: int = setting(1, "how many worker processes, 1 to 512; one for each core is fastest", ge=1, le=512)
@@ -87,8 +90,11 @@ class Settings(BaseModel):
         "", "the path under which a proxy shows the service, such as /api, whether the proxy strips it or not"
     )
     log_format: Literal["json", "text"] = setting("json", "json or text; `make run` uses text unless this is set")
-    operator_key: SecretStr | None = setting(
-        None, "the password that GET /pool asks for, 16 characters or more; unset: it answers this machine only"
+    anonymous_access: Literal["read", "write"] | None = setting(
+        None, "read or write: what everybody may do without an API key, from wherever"
+    )
+    allowed_hosts: str = setting(
+        "", "more names of this machine, separated by commas, that are answered without API keys beside localhost"
     )
     cors_origins: str = setting(
         "", "origins such as https://app.example.com, separated by commas; * for any, without credentials"
@@ -159,12 +165,6 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _check_operator_key(self) -> Self:
-        if self.operator_key is not None and len(self.operator_key.get_secret_value()) < 16:  # noqa: PLR2004
-            raise ValueError(f"OPERATOR_KEY is too short: it takes {takes('operator_key')}")
-        return self
-
-    @model_validator(mode="after")
     def _check_origins(self) -> Self:
         for origin in self.allowed_origins:
             if origin != "*" and not ORIGIN.fullmatch(origin):
@@ -181,7 +181,17 @@ class Settings(BaseModel):
     @property
     def allowed_origins(self) -> list[str]:
         """The entries of CORS_ORIGINS."""
-        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+        return _items(self.cors_origins)
+
+    @property
+    def hosts(self) -> list[str]:
+        """The entries of ALLOWED_HOSTS."""
+        return _items(self.allowed_hosts)
+
+    @property
+    def is_local_only(self) -> bool:
+        """Whether only this machine is answered."""
+        return self.api_keys_file is None and self.anonymous_access is None
 
     def server(self) -> str:
         """Return the configured server as a libpq connection string, password included.
@@ -212,6 +222,10 @@ class Settings(BaseModel):
                     f"DATABASE_PASSWORD_FILE={self.database_password_file}: it takes {takes('database_password_file')}"
                 ) from exc
         return self.database_password.get_secret_value() if self.database_password else None
+
+
+def _items(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
 
 
 def _is_conninfo(text: str) -> bool:

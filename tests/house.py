@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "startup": {"settings", "database", "web"},
     "extras": {"telemetry", "settings", "database", "web", "users"},
     "app": {"telemetry", "settings", "machine", "database", "web", "users", "startup", "extras"},
-    "__main__": {"telemetry", "settings", "database", "startup", "extras", "app"},
+    "__main__": {"telemetry", "settings", "database", "web", "startup", "extras", "app"},
 }
 
 

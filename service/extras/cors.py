@@ -3,9 +3,12 @@
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.web.problems import CORS_REFUSED, render
+
+# For the operator: no web page of another origin may read them, not even one that may call the API.
+NEVER = ("/metrics/", "/pool/")
 
 
 class Cors(CORSMiddleware):
@@ -18,9 +21,18 @@ class Cors(CORSMiddleware):
             allow_origins=origins,
             allow_credentials="*" not in origins,
             allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
-            allow_headers=["Content-Type", "X-Request-ID"],
-            expose_headers=["Link", "Location", "Retry-After", "X-Request-ID"],
-        )
+            allow_headers=[
+                "Authorization", "Content-Type", "Idempotency-Key", "If-Match", "traceparent", "X-Request-ID",
+            ],
+            expose_headers=["ETag", "Link", "Location", "Retry-After", "X-Request-ID"],
+        )  # fmt: skip
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if f"{scope.get('path')}/".startswith(NEVER):
+            await self.app(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """Return the response to a preflight."""

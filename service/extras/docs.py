@@ -1,17 +1,22 @@
 """/docs, /redoc and /openapi.json. They need no internet access: the scripts come from a package."""
 
 import importlib.util
+import re
+from base64 import b64encode
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from fastapi.encoders import jsonable_encoder
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from service.web.endpoint import EventLoopRoute
+from service.web.access import OPEN, SCHEMES, allow
+from service.web.endpoint import EventLoopRoute, GuardedRoute
 from service.web.responses import json_response
 
 ASSETS = {
@@ -55,6 +60,17 @@ PROBLEM_SCHEMA = {
 }
 
 
+# A page may load the scripts of this service and ask this service. Both pages set styles of their own, Redoc searches
+# in a worker that it makes, and Swagger UI has its pictures in its styles.
+POLICY = (
+    "default-src 'none'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; connect-src 'self';"
+    " img-src 'self' data:; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+NOSNIFF = {"X-Content-Type-Options": "nosniff"}
+
+INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
+
+
 def routes(app: FastAPI, root_path: str) -> APIRouter:
     """Return the routes of the documentation. The OpenAPI document is made from `app.routes` at the first request."""
     router = APIRouter(route_class=EventLoopRoute, include_in_schema=False)
@@ -70,15 +86,18 @@ def routes(app: FastAPI, root_path: str) -> APIRouter:
         )
         schema["components"]["schemas"]["Problem"] = PROBLEM_SCHEMA
         _widen_integers(schema)
+        _declare_keys(schema, app)
         return json_response(schema)
 
     @router.get("/openapi.json")
+    @allow(OPEN)
     async def openapi_json() -> Response:
         return openapi()
 
     @router.get("/docs")
+    @allow(OPEN)
     async def swagger_ui() -> Response:
-        return get_swagger_ui_html(
+        page = get_swagger_ui_html(
             openapi_url=f"{root_path}/openapi.json",
             title=app.title,
             swagger_js_url=f"{root_path}/docs/assets/swagger-ui-bundle.js",
@@ -86,22 +105,26 @@ def routes(app: FastAPI, root_path: str) -> APIRouter:
             swagger_favicon_url=f"{root_path}/docs/assets/favicon.png",
             swagger_ui_parameters={"validatorUrl": None},  # or it sends the document to validator.swagger.io
         )
+        return _protected(page)
 
     @router.get("/redoc")
+    @allow(OPEN)
     async def redoc() -> Response:
-        return get_redoc_html(
+        page = get_redoc_html(
             openapi_url=f"{root_path}/openapi.json",
             title=app.title,
             redoc_js_url=f"{root_path}/docs/assets/redoc.standalone.js",
             redoc_favicon_url=f"{root_path}/docs/assets/favicon.png",
             with_google_fonts=False,
         )
+        return _protected(page)
 
     @router.get("/docs/assets/{name}")
+    @allow(OPEN)
     async def asset(name: str) -> Response:
         if name not in ASSETS:
             raise HTTPException(404)
-        return Response(_read(name), media_type=ASSETS[name], headers={"Cache-Control": "max-age=86400"})
+        return Response(_read(name), 200, {"Cache-Control": "max-age=86400", **NOSNIFF}, ASSETS[name])
 
     return router
 
@@ -116,6 +139,24 @@ def _widen_integers(node: Any) -> None:  # noqa: ANN401 - any JSON
     elif isinstance(node, list):
         for child in node:
             _widen_integers(child)
+
+
+def _declare_keys(schema: dict[str, Any], app: FastAPI) -> None:
+    """Declare which operations need an API key, so that the Authorize button of /docs works."""
+    for route in app.routes:
+        if isinstance(route, GuardedRoute) and (security := app.state.access.security(route.scope)):
+            schema["components"]["securitySchemes"] = jsonable_encoder(SCHEMES, by_alias=True, exclude_none=True)
+            for operation in schema["paths"].get(route.path_format, {}).values():
+                if operation["operationId"] == route.operation_id:
+                    operation["security"] = security
+
+
+def _protected(page: Response) -> Response:
+    """Allow the scripts that are written in `page`, by their hashes, and no other."""
+    hashes = (b64encode(sha256(script).digest()).decode() for script in INLINE_SCRIPT.findall(bytes(page.body)))
+    policy = POLICY.format(scripts=" ".join(f"'sha256-{each}'" for each in hashes))
+    page.headers.update({"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer", **NOSNIFF})
+    return page
 
 
 @cache

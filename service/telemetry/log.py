@@ -51,8 +51,9 @@ class _TextFormatter(logging.Formatter):
         more = ", ".join(f"{seconds * 1000:.1f} {what}" for seconds, what in times if seconds is not None)
         return (
             f"{self.timestamp(time.time())} {self.level('INFO')} [{record.request_id}] {target}"
-            f" {record.status} {record.duration * 1000:.1f} ms"
-            f"{more and f' ({more})'}{record.code and f' {record.code}'}"
+            f" {record.status} {record.duration * 1000:.1f} ms{more and f' ({more})'}"
+            f"{record.caller and f' by {record.caller}'}{record.subject and f' on {record.subject}'}"
+            f"{record.code and f' {record.code}'}"
         )
 
     def timestamp(self, moment: float) -> str:
@@ -104,6 +105,10 @@ class _JsonFormatter(_TextFormatter):
         ):
             if seconds is not None:
                 line += f',"{name}":{seconds:.6f}'
+        if record.caller:
+            line += f',"caller":"{record.caller}"'
+        if record.subject:
+            line += f',"subject":{json.dumps(record.subject)}'
         return f'{line},"code":"{record.code}"}}' if record.code else line + "}"
 
 

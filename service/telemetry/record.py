@@ -16,6 +16,8 @@ class Record:
     route: str = ""  # the template; empty if none matches
     status: int = 0  # until the response starts
     code: str = ""  # of the problem, if the response is one
+    caller: str = ""  # the name of the API key
+    subject: str = ""  # the id of what a write is about
     queued: float | None = None  # waited for a thread
     queued_to_hash: float | None = None  # waited for a core
     waited: float | None = None  # on the thread, for a connection

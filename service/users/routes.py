@@ -18,7 +18,8 @@ from service.users import queries
 from service.users.errors import USER_PROBLEMS, EmailTaken, IdTaken, UserNotFound, UserReferenced, WrongCredentials
 from service.users.models import Credentials, Page, User, UserChange, UserCreation, UserReplacement
 from service.users.passwords import DUMMY_HASH, has_password, hash_password, hashes, is_password, needs_rehash
-from service.web.endpoint import release_hashing_permit
+from service.web.access import allow
+from service.web.endpoint import name_subject, release_hashing_permit
 from service.web.models import Body, Id
 from service.web.problems import error_responses
 from service.web.resource import Resource
@@ -49,6 +50,7 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
             **error_responses(USER_PROBLEMS, IntegrityError, EmailTaken, IdTaken, has_body=True),
         },
     )  # fmt: skip
+    @allow("signup")
     @hashes(has_password)
     def create_user(user: UserCreation) -> Response:
         """Without an `id`, one is generated."""
@@ -56,12 +58,14 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
         user_id = None if user.id is MISSING else user.id
         with database.connection() as conn:
             user_id, created = queries.insert_user(conn, user_id, fields)
+        name_subject(user_id)
         return json_text_response(created, 201, {"Location": f"/users/{user_id}"})
 
     @router.get(
         "/users", operation_id="listUsers", summary="List users", response_model=list[User],
         responses={200: {"headers": LINK}, **error_responses(USER_PROBLEMS)},
     )  # fmt: skip
+    @allow("read")
     def list_users(page: Annotated[Page, Query()]) -> Response:
         """By id, a page at a time: while there is more, the Link header has the next page."""
         after = 0 if page.after is MISSING else page.after
@@ -77,6 +81,7 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
         "/users/{user_id:user_id}", operation_id="readUser", summary="Read a user", response_model=User,
         responses=error_responses(USER_PROBLEMS, UserNotFound),
     )  # fmt: skip
+    @allow("read")
     def read_user(user_id: Id) -> Response:
         with database.connection() as conn:
             user = queries.select_user(conn, user_id)
@@ -86,6 +91,7 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
         "/users/{user_id:user_id}", operation_id="replaceUser", summary="Replace a user", response_model=User,
         responses=error_responses(USER_PROBLEMS, IntegrityError, UserNotFound, EmailTaken, has_body=True),
     )  # fmt: skip
+    @allow("write")
     @hashes(has_password)
     def replace_user(user_id: Id, user: UserReplacement) -> Response:
         """Never creates one."""
@@ -98,6 +104,7 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
         "/users/{user_id:user_id}", operation_id="changeUser", summary="Change a user", response_model=User,
         responses=error_responses(USER_PROBLEMS, IntegrityError, UserNotFound, EmailTaken, has_body=True),
     )  # fmt: skip
+    @allow("write")
     @hashes(has_password)
     def change_user(user_id: Id, change: UserChange) -> Response:
         """Only the given fields change."""
@@ -110,6 +117,7 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
         "/users/{user_id:user_id}", operation_id="deleteUser", summary="Delete a user", status_code=204,
         responses=error_responses(USER_PROBLEMS, IntegrityError, UserNotFound, UserReferenced),
     )  # fmt: skip
+    @allow("write")
     def delete_user(user_id: Id) -> Response:
         with queries.raise_user_referenced(), database.connection() as conn:
             queries.delete_user(conn, user_id)
@@ -119,12 +127,14 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
         "/users/authenticate", operation_id="authenticateUser", summary="Check an email and a password",
         response_model=User, responses=error_responses(USER_PROBLEMS, WrongCredentials, has_body=True),
     )  # fmt: skip
+    @allow("signup")
     @hashes(has_password)
     def authenticate_user(credentials: Credentials) -> Response:
         """The same answer after the same time for a wrong password and an unknown email."""
         try:
             with database.connection() as conn:
                 user_id, stored, user = queries.select_credentials(conn, credentials.email)
+            name_subject(user_id)
         except UserNotFound:
             user_id, stored, user = 0, DUMMY_HASH, ""
         if not is_password(credentials.password, stored) or not user_id:

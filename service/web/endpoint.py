@@ -7,23 +7,27 @@ where a request that cannot be served takes a place.
 import asyncio
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import APIRoute, serialize_response
 from pydantic_core import PydanticUndefined
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
 from service.database.errors import ConnectionBroke
 from service.database.watchdog import DEADLINE
 from service.telemetry import metrics
 from service.telemetry.record import RECORD
+from service.web.access import ANY, declared_scope
 from service.web.admission import FULL, Admission, Permit
 from service.web.arguments import Arguments
 from service.web.arrival import Arrival
@@ -32,6 +36,11 @@ from service.web.responses import json_response
 from service.web.workers import Workers
 
 _RELEASE_HASHING: ContextVar[Callable[[], object]] = ContextVar("_RELEASE_HASHING", default=lambda: None)
+
+
+def name_subject(subject_id: int) -> None:
+    """Have the log say what the current request is about, when its path does not. Call it from the endpoint."""
+    RECORD.get().subject = str(subject_id)
 
 
 def release_hashing_permit() -> None:
@@ -49,7 +58,21 @@ class Resources:
     deadline: float  # seconds from the end of a request's body to its response
 
 
-class EndpointRoute(APIRoute):
+class GuardedRoute(APIRoute):
+    """A route whose endpoint has declared with `allow` who may call it."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:  # noqa: ANN401 - FastAPI's
+        """Raise TypeError when it has not."""
+        self.scope = declared_scope(endpoint)
+        super().__init__(path, endpoint, **kwargs)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        scope["app"].state.access.authorize(scope, self.scope)  # 401, 403, 421
+        await super().handle(scope, receive, send)  # 405
+
+
+class EndpointRoute(GuardedRoute):
     """A route whose endpoint, a plain `def`, runs on a worker thread."""
 
     resources: Resources
@@ -67,7 +90,7 @@ class EndpointRoute(APIRoute):
             self.app = AsyncExitStackMiddleware(self.app)  # closes what a dependency opened
 
 
-class EventLoopRoute(APIRoute):
+class EventLoopRoute(GuardedRoute):
     """A route whose endpoint, an `async def` that waits for nothing slow, runs on the event loop."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:  # noqa: ANN401 - FastAPI's
@@ -78,6 +101,21 @@ class EventLoopRoute(APIRoute):
 def endpoint_route(resources: Resources) -> type[EndpointRoute]:
     """Return the class of the routes that share `resources`."""
     return type("EndpointRoute", (EndpointRoute,), {"resources": resources})
+
+
+async def not_found(scope: Scope, _receive: Receive, _send: Send) -> None:
+    """Answer 404 to whoever may do anything: nobody else learns which paths there are."""
+    scope["app"].state.access.authorize(scope, ANY)  # 401, 421
+    raise HTTPException(HTTPStatus.NOT_FOUND)
+
+
+def check_routes(routes: Iterable[BaseRoute]) -> None:
+    """Raise TypeError for a route that is open to everybody, as no `allow` has declared who may call it."""
+    for route in routes:
+        if not isinstance(route, GuardedRoute):
+            raise TypeError(
+                f"{route} declares no scope: it takes @allow(...), and a route_class of service/web/endpoint.py"
+            )
 
 
 class Endpoint:
@@ -104,6 +142,8 @@ class Endpoint:
             record.queued_at = time.monotonic()
         DEADLINE.set(record.queued_at + self._resources.deadline)
         arguments = await self.arguments.read(Request(scope, receive), body)  # 422
+        if scope["method"] != "GET":
+            record.subject = ",".join(str(arguments.get(name, "")) for name in scope["path_params"])
 
         with (
             await self._permit_to_hash(arrival, body),  # 503

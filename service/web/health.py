@@ -10,6 +10,7 @@ from starlette.responses import Response
 from service.database.errors import DatabaseFailure
 from service.database.pool import Database
 from service.database.watchdog import DEADLINE
+from service.web.access import OPEN, allow
 from service.web.endpoint import EventLoopRoute
 from service.web.problems import Problem, problem_responses, render
 from service.web.responses import json_response
@@ -52,10 +53,12 @@ def routes(
     index = {"message": message, **links}
 
     @router.get("/", operation_id="root", summary="Where are things?", responses=_example(index))
+    @allow(OPEN)
     async def root() -> Response:
         return json_response(index)
 
     @router.get("/livez", operation_id="livez", summary="Does the process live?", responses=_example(ALIVE))
+    @allow(OPEN)
     async def livez() -> Response:
         """Answers from the event loop and touches nothing: also when every thread is busy."""
         return json_response(ALIVE)
@@ -64,6 +67,7 @@ def routes(
         "/readyz", operation_id="readyz", summary="Can requests be served?",
         responses={**_example(READY), **problem_responses([NOT_READY])},
     )  # fmt: skip
+    @allow(OPEN)
     async def readyz() -> Response:
         """Asks the database, over a connection that nobody needs at the moment; busy is not failed."""
         failed = readiness.failed

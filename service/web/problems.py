@@ -23,6 +23,7 @@ from service.database.errors import (
 )
 from service.telemetry import metrics
 from service.telemetry.record import RECORD
+from service.web.access import Forbidden, Unauthenticated, UnknownHost
 from service.web.admission import Overloaded
 from service.web.bodies import BodyTooLarge, BodyTooSlow, MalformedJson, UnsupportedMediaType
 from service.web.responses import json_response
@@ -115,6 +116,21 @@ PROBLEMS: ProblemTable = {
         "body-too-slow", 408, "The body did not come in time",
         "Nothing was done. Send the request again, all of it within REQUEST_DEADLINE.", CLOSE,
     ),
+    Unauthenticated: Problem(
+        "unauthenticated", 401, "A valid API key is needed",
+        "Send the header Authorization: Bearer KEY, or the key as the password: curl --user :KEY.",
+        # Basic comes first: browsers read only the first.
+        {"WWW-Authenticate": 'Basic realm="users", charset="UTF-8", Bearer realm="users"'},
+    ),
+    Forbidden: Problem(
+        "forbidden", 403, "The API key does not allow this",
+        "Use a key of another scope: read, write, signup or operator.",
+    ),
+    UnknownHost: Problem(
+        "unknown-host", 421, "Without API keys only this machine is answered",
+        "Ask from the machine itself, at localhost and through no proxy. For others, whoever runs the service sets"
+        " API_KEYS_FILE or ANONYMOUS_ACCESS; ALLOWED_HOSTS takes more names of the machine.",
+    ),
     404: Problem(
         "not-found", 404, "There is nothing at this path",
         "See /docs for the paths that there are.",
@@ -159,7 +175,9 @@ PROBLEMS: ProblemTable = {
 }  # fmt: skip
 
 # The problems of every endpoint, and those of every endpoint that reads a body.
-ENDPOINT_PROBLEMS = (RequestValidationError, Overloaded, DatabaseUnavailable, DeadlineExceeded, Exception)
+ENDPOINT_PROBLEMS = (
+    Unauthenticated, Forbidden, RequestValidationError, Overloaded, DatabaseUnavailable, DeadlineExceeded, Exception,
+)  # fmt: skip
 BODY_PROBLEMS = (MalformedJson, UnsupportedMediaType, BodyTooLarge, BodyTooSlow)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from starlette.responses import Response
 
 JSON = "application/json"
+NO_STORE = {"Cache-Control": "no-store"}
 
 # Headers of a response, for OpenAPI.
 LINK = {"Link": {"description": "The next page, while there is one.", "schema": {"type": "string"}}}
@@ -25,5 +26,5 @@ def json_response(
 
 
 def json_text_response(text: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a response with `text`, which is JSON already: PostgreSQL made it."""
-    return Response(text.encode() + b"\n", status, headers, JSON)
+    """Return a response with `text`, which is JSON already: PostgreSQL made it. No cache keeps it."""
+    return Response(text.encode() + b"\n", status, {**NO_STORE, **(headers or {})}, JSON)

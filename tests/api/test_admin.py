@@ -12,7 +12,6 @@ from tests.support.postgres import Cluster, TestDatabase
 from tests.support.process import Service
 from tests.support.sessions import locked
 
-KEY = "sixteen characters"
 HTML = {"Accept": "text/html,application/xhtml+xml"}
 
 
@@ -38,35 +37,6 @@ def test_a_program_gets_json_and_a_browser_a_page_that_may_load_nothing_else(ser
     for name, kind in (("page.css", "text/css"), ("page.js", "text/javascript")):
         assert service.client.get(f"/pool/{name}").headers["content-type"].startswith(kind)
     assert service.client.get("/pool/pool.html").status_code == 404
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Host": "attacker.example"},
-        {"X-Forwarded-For": "203.0.113.7"},
-        {"Forwarded": "for=203.0.113.7"},
-        {"Via": "1.1 proxy"},
-    ],
-    ids=lambda headers: next(iter(headers)),
-)
-@pytest.mark.parametrize("path", ["/pool", "/pool/page.js"])
-def test_without_a_key_only_this_machine_may_see_it(service: Service, path: str, headers: dict[str, str]) -> None:
-    answer = service.client.get(path, headers=headers)
-    assert (answer.status_code, answer.json()["code"]) == (403, "operator-only")
-
-
-def test_with_a_key_everybody_needs_it(database: TestDatabase) -> None:
-    with Service(database.environment | {"OPERATOR_KEY": KEY}) as service:
-        for auth in (None, ("operator", "wrong"), ("operator", "")):
-            answer = service.client.get("/pool", auth=auth)
-            assert (answer.status_code, answer.json()["code"]) == (401, "wrong-operator-key")
-            assert answer.headers["www-authenticate"].startswith("Basic ")
-        for broken in ("Basic", "Basic ???", "Bearer x", "Basic " + "e" * 99):
-            assert service.client.get("/pool", headers={"Authorization": broken}).status_code == 401
-        away = {"Host": "users.example.com", "X-Forwarded-For": "203.0.113.7"}
-        assert service.client.get("/pool", auth=("anybody", KEY), headers=away).status_code == 200
-        assert KEY not in service.log
 
 
 def test_it_shows_who_holds_connections_who_waits_and_who_the_workers_are(

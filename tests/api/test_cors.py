@@ -50,7 +50,7 @@ def test_a_listed_origin_may_read_every_answer(listed: httpx.Client, path: str) 
     assert response.headers["Access-Control-Allow-Credentials"] == "true"
     assert "Origin" in response.headers["Vary"]
     exposed = response.headers["Access-Control-Expose-Headers"].split(", ")
-    assert {"Link", "Location", "Retry-After", "X-Request-ID"} <= set(exposed)
+    assert {"ETag", "Link", "Location", "Retry-After", "X-Request-ID"} <= set(exposed)
 
 
 def test_a_listed_origin_may_read_of_a_bug_too(listed: httpx.Client, database: TestDatabase) -> None:
@@ -76,6 +76,23 @@ def test_a_listed_origin_may_use_every_method(listed: httpx.Client, method: str)
     response = preflight(listed, FRIEND, method)
     assert (response.status_code, allowed(response)) == (200, FRIEND)
     assert method in response.headers["Access-Control-Allow-Methods"].split(", ")
+
+
+def test_a_listed_origin_may_send_a_key_and_the_headers_of_the_api(listed: httpx.Client) -> None:
+    headers = "authorization, content-type, idempotency-key, if-match, traceparent, x-request-id"
+    assert preflight(listed, FRIEND, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/pool", "/pool/page.js", "/pool/", "/%70ool", "/nowhere/../pool"])
+def test_no_origin_may_read_what_is_for_the_operator(listed: httpx.Client, anyone: httpx.Client, path: str) -> None:
+    for client in (listed, anyone):
+        answer = client.get(path, headers={"Origin": FRIEND})
+        assert answer.status_code in {200, 404}
+        assert granted(answer) == granted(client.get(path, headers={"Origin": FRIEND, **COOKIE})) == []
+        asks = {"Origin": FRIEND, "Access-Control-Request-Method": "GET"}
+        refused = client.options(path, headers={**asks, "Access-Control-Request-Headers": "authorization"})
+        assert refused.status_code in {404, 405}
+        assert granted(refused) == []
 
 
 @pytest.mark.parametrize(("method", "headers"), [("TRACE", "content-type"), ("GET", "x-other")])

@@ -23,7 +23,7 @@ OPERATIONS = {
     ("/users/{user_id}", "delete"): "deleteUser",
     ("/users/authenticate", "post"): "authenticateUser",
 }
-ALWAYS = {"422", "500", "503", "504"}
+ALWAYS = {"401", "403", "422", "500", "503", "504"}
 WITH_BODY = ALWAYS | {"400", "408", "413", "415"}
 ERRORS = {
     "readyz": {"503"},
@@ -33,7 +33,7 @@ ERRORS = {
     "replaceUser": WITH_BODY | {"404", "409"},
     "changeUser": WITH_BODY | {"404", "409"},
     "deleteUser": ALWAYS | {"404", "409"},
-    "authenticateUser": WITH_BODY | {"401"},
+    "authenticateUser": WITH_BODY,
 }
 
 
@@ -68,6 +68,21 @@ def test_a_page_needs_nothing_from_another_host(client: httpx.Client, path: str)
     assert path == "/redoc" or '"validatorUrl": null' in page.text  # Swagger UI's badge is of another host
     for script in re.findall(r'<script src="(.*?)"', page.text):
         assert "cdn.redoc.ly" not in client.get(script).text
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+def test_a_page_may_run_no_script_but_its_own_and_stand_in_no_frame(client: httpx.Client, path: str) -> None:
+    headers = client.get(path).headers
+    policy = dict(each.strip().split(" ", 1) for each in headers["Content-Security-Policy"].split(";"))
+    assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+    assert "unsafe" not in policy["script-src"]
+    assert all(each.startswith(("'self'", "'sha256-")) for each in policy["script-src"].split())
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_without_keys_no_operation_declares_that_it_needs_one(openapi: dict[str, Any]) -> None:
+    assert "security" not in str(openapi["paths"])
+    assert "securitySchemes" not in openapi["components"]
 
 
 @pytest.mark.parametrize(

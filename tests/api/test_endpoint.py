@@ -9,6 +9,7 @@ import pytest
 from fastapi import Body, Depends
 from starlette.responses import Response
 
+from service.web.access import allow
 from service.web.admission import Admission
 from service.web.endpoint import Resources, endpoint_route
 from service.web.workers import Workers
@@ -100,6 +101,7 @@ def test_an_endpoint_must_be_a_plain_def(resources: Resources) -> None:
 
 
 def test_headers_and_background_tasks_belong_to_the_response(resources: Resources) -> None:
+    @allow("read")
     def wrong(response: Response) -> None:
         """Would set a header on a response that is not sent."""
 
@@ -122,7 +124,7 @@ def takes_another_in_a_dependency(second: Session, _: Annotated[None, Depends(ta
 @pytest.mark.parametrize("wrong", [takes_two, takes_embedded, takes_another_in_a_dependency])
 def test_an_endpoint_takes_the_whole_body_as_one_parameter(resources: Resources, wrong: Callable[..., None]) -> None:
     with pytest.raises(TypeError, match=f"{wrong.__name__} must take the whole body as one parameter"):
-        endpoint_route(resources)("/wrong", wrong, methods=["POST"])
+        endpoint_route(resources)("/wrong", allow("write")(wrong), methods=["POST"])
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_a_path_of_junk_is_not_found(service: Service, path: str) -> None:
         "Accept: nothing/at-all",
         "Expect: 100-continue",
         "Origin: \xff",
-        "X-Forwarded-For: ::::",
+        "X-Forwarded-Proto: ::::",
         "Accept-Encoding: \x80",
         "X-Huge: " + "x" * 60_000,
         "Upgrade: websocket\r\nConnection: upgrade",

@@ -127,7 +127,7 @@ def test_openapi_has_the_operations_with_their_errors(client: httpx.Client) -> N
         if path.startswith("/orders")
         for operation in operations.values()
     }
-    always = {"422", "500", "503", "504"}
+    always = {"401", "403", "422", "500", "503", "504"}
     assert errors == {
         "createOrder": always | {"400", "408", "409", "413", "415"},
         "listOrders": always,

@@ -14,7 +14,6 @@ import json
 import signal
 import sys
 import time
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -60,7 +59,7 @@ def main() -> int:
     try:
         settings = environment.load()
         address = locate(options.url, settings)
-        return uvloop.run(run(address, settings, options.seconds, console))
+        return uvloop.run(run(address, options.seconds, console))
     except (Impossible, SettingsError) as exc:
         print(exc, file=sys.stderr)
         return WRONG
@@ -88,12 +87,12 @@ def locate(url: str | None, settings: Settings) -> Address:
     raise Impossible(f"{host} is not this machine: the load goes to localhost, 127.0.0.1 or ::1 and nowhere else")
 
 
-async def run(address: Address, settings: Settings, seconds: float, console: Console) -> int:
+async def run(address: Address, seconds: float, console: Console) -> int:
     """Go through the phases, and say what came of them."""
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    places, smallest = await look(address, settings)
+    places, smallest = await look(address)
     wanted = min(TIMES * places, MOST)
     clients, few = _affordable(wanted), min(FEW, smallest)
     phases = [
@@ -124,16 +123,14 @@ async def run(address: Address, settings: Settings, seconds: float, console: Con
     return INTERRUPTED if stopped.is_set() else 0
 
 
-async def look(address: Address, settings: Settings) -> tuple[int, int]:
+async def look(address: Address) -> tuple[int, int]:
     """Return how many requests all workers' threads and queues hold, and those of the smallest of them.
 
     Raises Impossible when it is not this service that answers there.
     """
     client = Client(address, FIRST)
-    key = settings.operator_key.get_secret_value() if settings.operator_key else ""
-    given = f"Authorization: Basic {b64encode(f'operator:{key}'.encode()).decode()}"
     try:
-        answer = await client.ask("GET", "/pool", None, *([given] if key else []))
+        answer = await client.ask("GET", "/pool", None)
         places = [each["threads"]["size"] + each["queue"]["length"] for each in json.loads(answer.body)["workers"]]
         return sum(places), min(places)
     except TimeoutError:
@@ -141,7 +138,7 @@ async def look(address: Address, settings: Settings) -> tuple[int, int]:
     except OSError:
         raise Impossible(f"no service runs at http://{address}: start it with `make run` in another terminal") from None
     except (ValueError, LookupError, TypeError):
-        hint = "OPERATOR_KEY is not the service's" if answer.status == 401 else "is it this service, and ready?"
+        hint = "it wants an API key" if answer.status == 401 else "is it this service, and ready?"
         raise Impossible(f"http://{address}/pool does not tell of any worker ({answer.status}): {hint}") from None
     finally:
         client.leave()

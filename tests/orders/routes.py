@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi.routing import APIRoute
 
 from service.database.pool import Database
+from service.web.access import allow
 from service.web.models import Id
 from service.web.problems import error_responses
 from service.web.resource import Resource
@@ -23,6 +24,7 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:
         "/orders", operation_id="createOrder", summary="Create an order", status_code=201, response_model=Order,
         responses=error_responses(ORDER_PROBLEMS, UnknownUser, has_body=True),
     )  # fmt: skip
+    @allow("write")
     def create_order(new: OrderCreation) -> Response:
         with database.connection() as conn:
             order_id, order = queries.insert_order(conn, new.user_id, new.item)
@@ -32,6 +34,7 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:
         "/orders", operation_id="listOrders", summary="List orders", response_model=list[Order],
         responses=error_responses(ORDER_PROBLEMS),
     )  # fmt: skip
+    @allow("read")
     def list_orders(page: Annotated[Page, Query()]) -> Response:
         """By id, 100 at a time."""
         with database.connection() as conn:
@@ -42,6 +45,7 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:
         "/orders/{order_id}", operation_id="readOrder", summary="Read an order", response_model=Order,
         responses=error_responses(ORDER_PROBLEMS, OrderNotFound),
     )  # fmt: skip
+    @allow("read")
     def read_order(order_id: Id) -> Response:
         with database.connection() as conn:
             order = queries.select_order(conn, order_id)

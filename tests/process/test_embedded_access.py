@@ -28,7 +28,7 @@ EMAIL = "ada@example.com"
 
 # Each of these stops the service, or changes what it gets, when it reaches PostgreSQL or libpq.
 ENVIRONMENT = {
-    "OPERATOR_KEY": SECRET,
+    "AWS_SECRET_ACCESS_KEY": SECRET,
     "PGDATA": "/nonexistent",
     "PGDATESTYLE": "SQL, DMY",
     "PGHOSTADDR": "192.0.2.1",
@@ -320,7 +320,7 @@ if os.geteuid() == 0:  # only root can be somebody else
 
     def test_nobody_sees_into_the_first_start() -> None:
         with ROOT.checkout() as checkout:
-            first = checkout.start({"OPERATOR_KEY": SECRET}, "run")
+            first = checkout.start({"AWS_SECRET_ACCESS_KEY": SECRET}, "run")
             seen: set[str] = set()
             while not {"initdb", "postgres"} <= seen:
                 assert first.process.poll() is None, first.log

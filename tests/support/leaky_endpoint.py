@@ -8,6 +8,7 @@ from fastapi.routing import APIRoute
 from service import app
 from service.database.connection import PooledConnection
 from service.database.pool import Database
+from service.web.access import allow
 from service.web.resource import Resource
 
 forgotten: list[AbstractContextManager[PooledConnection]] = []
@@ -18,6 +19,7 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:
     router = APIRouter(route_class=route_class)
 
     @router.get("/forget")
+    @allow("write")
     def forget() -> Response:
         forgotten.append(database.connection())
         forgotten[-1].__enter__().execute("SELECT 1")

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from service import app
 from service.database.pool import Database
+from service.web.access import OPEN, allow
 from service.web.resource import Resource
 
 ended: list[str] = []
@@ -47,20 +48,24 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:
     router = APIRouter(route_class=route_class)
 
     @router.get("/session", response_model=Session)
+    @allow("write")
     def read_session(name: Annotated[str, Depends(session)], request: Request) -> dict[str, str]:
         with database.connection() as conn:
             conn.execute("SELECT 1")
         return {"name": name, "agent": request.headers["User-Agent"], "secret": "is not shown"}
 
     @router.get("/sum")
+    @allow("write")
     def read_sum(choice: Annotated[Choice, Query()]) -> Response:
         return Response(str(sum(choice.numbers)))
 
     @router.get("/teapot/{status}")
+    @allow("write")
     def refuse(status: int) -> Response:
         raise HTTPException(status, "Ask for something else.")
 
     @router.get("/broken/{parts}")
+    @allow("write")
     def break_off(parts: int) -> Response:
         def body() -> Iterator[bytes]:
             yield from [b"x"] * parts
@@ -69,14 +74,17 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:
         return StreamingResponse(body())
 
     @router.get("/ended")
+    @allow("write")
     def read_ended() -> Response:
         return Response(",".join(ended))
 
     @router.post("/echo", status_code=201)
+    @allow("write")
     def echo(value: Session) -> Session:
         return value
 
     @router.post("/secret", status_code=204)
+    @allow("write")
     def keep(_secret: dict[str, str]) -> Response:
         return Response(status_code=204)
 
@@ -88,6 +96,7 @@ def create_app() -> FastAPI:
     service = app.create_app(resources=[*app.RESOURCES, Resource("/session", routes, {})])
 
     @service.get("/plain")
+    @allow(OPEN)
     async def plain() -> dict[str, str]:
         return {"route": "FastAPI's own"}
 

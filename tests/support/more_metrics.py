@@ -6,6 +6,7 @@ from prometheus_client import Counter, Gauge, Histogram, Summary
 
 from service import app
 from service.database.pool import Database
+from service.web.access import allow
 from service.web.resource import Resource
 
 ORDERS = Counter("orders_total", "Orders received.", ["kind"])
@@ -19,6 +20,7 @@ def routes(_database: Database, route_class: type[APIRoute]) -> APIRouter:
     router = APIRouter(route_class=route_class)
 
     @router.post("/orders")
+    @allow("write")
     def order() -> Response:
         ORDERS.labels(kind="book").inc()
         ORDER_SIZE.observe(5)

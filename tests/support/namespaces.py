@@ -10,13 +10,16 @@ from typing import Self
 NEEDED = {  # program: package
     "chromium": "chromium",
     "go": "golang-go",
+    "haproxy": "haproxy",
     "ip": "iproute2",
     "java": "default-jre-headless",
     "mount": "mount",
     "npm": "npm",
+    "nginx": "nginx-light",
     "pgbouncer": "pgbouncer",
     "promtool": "prometheus",
     "setpriv": "util-linux",
+    "systemd-analyze": "systemd",
     "wrk": "wrk",
 }
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # <linux/sched.h>; os.unshare() came with Python 3.12

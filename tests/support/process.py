@@ -18,6 +18,7 @@ from tests.support.fork_server import ForkedProcess, ForkServer
 from tests.support.polling import until
 
 CHECKOUT = Path(__file__).parents[2]
+HOSTS = "x,test,soak"  # the Host of requests that tests write as bytes
 
 
 def environment(settings: Mapping[str, str], checkout: Path = CHECKOUT) -> dict[str, str]:
@@ -25,7 +26,7 @@ def environment(settings: Mapping[str, str], checkout: Path = CHECKOUT) -> dict[
     ours = {name.upper() for name in Settings.model_fields}
     theirs = {name: value for name, value in os.environ.items() if name not in ours}
     blank = dict.fromkeys(ours, "") if checkout == CHECKOUT else {}  # a blank one is as good as unset
-    return theirs | blank | {"LOG_FORMAT": "text"} | dict(settings)
+    return theirs | blank | {"LOG_FORMAT": "text", "ALLOWED_HOSTS": HOSTS} | dict(settings)
 
 
 class Service:

@@ -5,7 +5,8 @@ from fastapi import APIRouter, Response
 
 from service import settings
 from service.extras.http.early_queue import EarlyQueue
-from service.settings import SettingsError
+from service.settings import Settings, SettingsError
+from service.web.access import Access, allow
 from service.web.admission import Admission
 from service.web.endpoint import Resources, endpoint_route
 from service.web.workers import Workers
@@ -13,6 +14,7 @@ from service.web.workers import Workers
 ADMISSION = Admission(1, backlog=0, name="threads", queue_length=0, queue_wait=1)
 
 
+@allow("read")
 def read_user() -> Response:
     return Response()
 
@@ -21,7 +23,7 @@ def read_user() -> Response:
 def early_queue() -> EarlyQueue:
     router = APIRouter(route_class=endpoint_route(Resources(Workers(1), ADMISSION, ADMISSION, deadline=1)))
     router.get("/users/{user_id}")(read_user)
-    return EarlyQueue(ADMISSION, router.routes, "/api", traced=False)
+    return EarlyQueue(ADMISSION, Access(Settings()), router.routes, "/api", traced=False)
 
 
 @pytest.mark.parametrize("path", [b"/users/1", b"/api/users/1", b"/api/users?limit=1"])

@@ -24,7 +24,8 @@ ROUNDS = [
         "PORT": "70000", "WORKERS": "four", "WORKER_THREADS": "0", "INSTANCES": "0", "QUEUE_LENGTH": "100001",
         "QUEUE_WAIT": "2s", "REQUEST_DEADLINE": "nan", "MAX_BODY_SIZE": "100",
     },
-    {"REQUEST_DEADLINE": "-1", "PORT": "-1", "WORKERS": "513", "WORKER_THREADS": "1001"},
+    {"REQUEST_DEADLINE": "-1", "PORT": "-1", "WORKERS": "513", "WORKER_THREADS": "1001",
+     "ANONYMOUS_ACCESS": "operator"},
 ]  # fmt: skip
 
 TOO_MUCH = {
@@ -194,7 +195,8 @@ def test_env_example_lists_every_setting_with_its_default() -> None:
     assert sorted(name.lower() for name, _ in listed) == sorted(Settings.model_fields)
     given = {name: value for name, value in listed if not name.startswith("DATABASE_")}  # those are examples
     assert load(given, NO_FILE) == Settings()
-    assert [name for name, value in given.items() if not value] == ["ROOT_PATH", "OPERATOR_KEY", "CORS_ORIGINS"]
+    empty = {"API_KEYS_FILE", "ANONYMOUS_ACCESS", "ALLOWED_HOSTS", "CORS_ORIGINS", "ROOT_PATH"}
+    assert {name for name, value in given.items() if not value} == empty
 
 
 def test_env_example_has_three_groups() -> None:

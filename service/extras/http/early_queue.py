@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute
 
 from service.extras.http.raw_response import Headers, response_bytes
 from service.telemetry.record import Record
+from service.web.access import Access
 from service.web.admission import Admission, Overloaded
 from service.web.endpoint import EndpointRoute
 from service.web.middleware import finish_request, request_id
@@ -26,9 +27,12 @@ HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9
 class EarlyQueue:
     """The queue before the threads, for requests of which only the head's bytes are known."""
 
-    def __init__(self, admission: Admission, routes: Iterable[BaseRoute], root_path: str, *, traced: bool) -> None:
-        """Queue the reads of those `routes` that run on a thread."""
+    def __init__(
+        self, admission: Admission, access: Access, routes: Iterable[BaseRoute], root_path: str, *, traced: bool
+    ) -> None:
+        """Queue the reads of those `routes` that run on a thread, and that `access` allows."""
         self.admission = admission
+        self._access = access
         self._routes = [
             route for route in routes if isinstance(route, EndpointRoute) and "GET" in (route.methods or ())
         ]
@@ -40,8 +44,8 @@ class EarlyQueue:
         self._traced = traced
 
     def matches(self, head: bytes) -> bool:
-        """Return whether this is the head of such a read."""
-        return self._beginning.match(head) is not None
+        """Return whether this is the head of such a read. One without a valid key takes no place in the queue."""
+        return self._beginning.match(head) is not None and self._access.may_wait(head)
 
     def refuse(self, head: bytes, reason: str, received_at: float, headers: Headers) -> bytes:
         """Return the response that refuses a read, or nothing when the application must make it.

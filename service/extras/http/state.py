@@ -1,10 +1,7 @@
 """What all connections of a worker share."""
 
 import asyncio
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-
-from starlette.routing import BaseRoute
 
 from service.extras.http.backoff import Backoff, LoopLag
 from service.extras.http.clients import Clients, max_clients
@@ -31,10 +28,9 @@ class HttpState:
     reconnect: Backoff = field(default_factory=unlimited)  # of new connections, and of the last response on others
 
 
-def http_state(
-    queue: Admission, hashing: Admission, routes: Iterable[BaseRoute], root_path: str, *, traced: bool
-) -> HttpState:
-    """Return the state for an application whose `routes` run on the threads behind `queue`."""
+def http_state(early_queue: EarlyQueue, hashing: Admission) -> HttpState:
+    """Return the state for an application whose reads wait in `early_queue`."""
+    queue = early_queue.admission
     lag = LoopLag()
     lag.start(asyncio.get_running_loop())
 
@@ -49,7 +45,7 @@ def http_state(
 
     return HttpState(
         clients=Clients(max_clients(queue.limit)),
-        early_queue=EarlyQueue(queue, routes, root_path, traced=traced),
+        early_queue=early_queue,
         refused=Backoff(rate=50, share=1 / 8, served=served, has_room=has_room, longest=5, pause=RETRY_AFTER),
         cheap=Backoff(rate=100, share=1 / 4, served=served, has_room=is_at_rest, longest=5),
         # Probes are among these, and give up after a second.

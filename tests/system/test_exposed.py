@@ -1,0 +1,180 @@
+"""What stands before an exposed service: a browser, proxies, systemd."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from service.web.api_keys import GRANTS, add_key
+from tests.support.polling import until
+from tests.support.postgres import Cluster, TestDatabase, free_port, installed
+from tests.support.process import CHECKOUT, Service, environment
+
+NGINX = """
+daemon off; pid {folder}/pid; error_log stderr; events {{}}
+http {{ access_log off; server {{ listen {port}; location / {{ proxy_pass {service}; }} }} }}
+"""
+HAPROXY = """
+defaults
+    timeout connect 5s
+    timeout client 5s
+    timeout server 5s
+listen users
+    mode {mode}
+    bind :{port}
+    server users {address}
+"""
+
+Keys = dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[TestDatabase]:
+    with Cluster(installed()["18"]) as cluster:
+        yield cluster.create_database()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys") / "api-keys"
+
+
+@pytest.fixture(scope="module")
+def keys(file: Path) -> Keys:
+    return {scope: add_key(file, scope, scope) for scope in GRANTS}
+
+
+@pytest.fixture(scope="module")
+def service(database: TestDatabase, file: Path, keys: Keys) -> Iterator[Service]:
+    assert keys
+    with Service(database.environment | {"API_KEYS_FILE": str(file), "WORKER_THREADS": "2"}) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        expect.set_options(timeout=20_000)
+        # Root's Chromium runs without a sandbox or not at all; it is shown nothing but these pages.
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Browser, service: Service, path: str, password: str = "") -> Iterator[Page]:
+    """Open a page. In the end its policy may have stopped nothing, and no other host been asked for anything."""
+    wrong: list[str] = []
+    credentials = {"username": "", "password": password} if password else None
+    with browser.new_context(http_credentials=credentials) as context:  # type: ignore[arg-type]
+        page = context.new_page()
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda asked: wrong.append(asked.url) if service.url not in asked.url else None)
+        page.goto(f"{service.url}{path}")
+        yield page
+    # The last is a picture of Redoc's makers, which the policy keeps from being loaded.
+    assert [text for text in wrong if not re.search(r"^data:|^blob:|https://cdn.redoc.ly/", text)] == []
+
+
+@pytest.mark.parametrize("scheme", ["bearer", "basic"])
+def test_authorize_in_the_documentation_sends_the_key(
+    browser: Browser, service: Service, keys: Keys, scheme: str
+) -> None:
+    with opened(browser, service, "/docs") as page:
+        page.get_by_role("button", name="Authorize").first.click()
+        dialog = page.locator(".modal-ux")
+        if scheme == "basic":
+            dialog.locator("#auth-basic-username").fill("anybody")
+        field = dialog.locator({"bearer": "#auth-bearer-value", "basic": "#auth-basic-password"}[scheme])
+        field.fill(keys["read"])
+        field.press("Enter")
+        dialog.get_by_role("button", name="Close").first.click()
+        operation = page.locator("#operations-users-listUsers")
+        operation.locator(".opblock-summary-control").click()
+        operation.get_by_role("button", name="Try it out").click()
+        operation.get_by_role("button", name="Execute").click()
+        expect(operation.locator(".live-responses-table .response-col_status").nth(1)).to_contain_text("200")
+
+
+def test_redoc_renders_under_its_policy(browser: Browser, service: Service) -> None:
+    with opened(browser, service, "/redoc") as page:
+        expect(page.get_by_role("heading", name="List users").first).to_be_visible()
+
+
+def test_a_browser_opens_the_pool_with_the_key_as_the_password(browser: Browser, service: Service, keys: Keys) -> None:
+    with opened(browser, service, "/pool", keys["operator"]) as page:
+        expect(page.locator("#headline")).to_have_attribute("data-state", "room")
+
+
+@contextmanager
+def proxied(service: Service, kind: str) -> Iterator[str]:
+    """Yield the URL of a proxy before the service that is set up with as little as it takes."""
+    port = free_port()
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "conf")
+        address = service.url.removeprefix("http://")
+        if kind == "nginx":
+            file.write_text(NGINX.format(folder=folder, port=port, service=service.url))
+            argv = ["nginx", "-c", str(file), "-p", folder]
+        else:
+            file.write_text(HAPROXY.format(mode=kind.partition(" ")[2], port=port, address=address))
+            argv = ["haproxy", "-f", str(file)]
+        proxy = subprocess.Popen(argv)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            until(lambda: proxy.poll() is None and answers(f"{url}/livez"), "the proxy answers")
+            yield url
+        finally:
+            proxy.terminate()
+            proxy.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.parametrize("kind", ["nginx", "haproxy tcp", "haproxy http"])
+def test_behind_a_bare_proxy_nothing_is_answered_without_a_key(service: Service, keys: Keys, kind: str) -> None:
+    with proxied(service, kind) as url:
+        for path in ("/users", "/pool", "/%70ool", "/metrics", "/pool/page.js", "/nowhere"):
+            for host in ("users.example.com", "localhost", service.url.removeprefix("http://")):
+                assert httpx.get(f"{url}{path}", headers={"Host": host}).status_code == 401
+        assert httpx.get(f"{url}/pool", auth=("", keys["operator"])).status_code == 200
+
+
+def test_without_keys_a_bare_nginx_shows_nothing_of_the_operators(database: TestDatabase) -> None:
+    with Service(database.environment | {"ALLOWED_HOSTS": ""}) as service, proxied(service, "nginx") as url:
+        for path in ("/pool", "/%70ool", "/metrics", "/pool/page.js"):
+            assert httpx.get(f"{url}{path}").status_code == 401
+
+
+@pytest.mark.parametrize("kind", ["haproxy tcp", "haproxy http"])
+def test_without_keys_a_bare_haproxy_is_not_answered(database: TestDatabase, kind: str) -> None:
+    with Service(database.environment | {"ALLOWED_HOSTS": ""}) as service, proxied(service, kind) as url:
+        for path in ("/users", "/pool", "/metrics"):
+            assert httpx.get(f"{url}{path}", headers={"Host": "users.example.com"}).status_code == 421
+
+
+@pytest.mark.parametrize("workers", ["1", "4"])
+def test_systemd_takes_the_unit_and_finds_little_to_expose(tmp_path: Path, workers: str) -> None:
+    unit = tmp_path / "users.service"
+    made = subprocess.run(
+        [sys.executable, "-m", "service", "unit"],
+        cwd=CHECKOUT, env=environment({"WORKERS": workers}), capture_output=True, check=True,
+    )  # fmt: skip
+    unit.write_bytes(made.stdout)
+    verified = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    assert (verified.returncode, verified.stderr) == (0, "")
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(unit)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0  # 2.0 of 10
