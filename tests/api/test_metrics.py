@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from prometheus_client.openmetrics import parser as openmetrics
 
 from service.extras.admin.history import quantile
 from service.telemetry.metrics import BUCKETS
@@ -63,6 +64,30 @@ def test_requests_are_counted_by_route_method_and_status(service: Service) -> No
     assert not {text for _, text in labels if "ada" in text.lower() or text == "/users/1"}, "a user is named"
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text",
+        "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
+    ],
+)
+def test_openmetrics_is_given_to_who_asks_for_it(service: Service, accept: str) -> None:
+    service.client.get("/users")
+    answer = service.client.get("/metrics", headers={"Accept": accept})
+    assert answer.headers["Content-Type"] == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    assert answer.headers["Vary"] == "Accept"
+    families = {family.name: family for family in openmetrics.text_string_to_metric_families(answer.text)}  # type: ignore[no-untyped-call]
+    assert families["http_server_problems"].type == "counter"
+    assert families[DURATION].type == "histogram"
+
+
+@pytest.mark.parametrize("accept", ["", "*/*", "text/plain;version=0.0.4;q=1", "application/json"])
+def test_anybody_else_is_given_the_text_format(service: Service, accept: str) -> None:
+    answer = service.client.get("/metrics", headers={"Accept": accept})
+    assert answer.headers["Content-Type"].startswith("text/plain; version=")
+    assert "# EOF" not in answer.text
+
+
 def test_histograms_are_whole_and_reach_from_ten_microseconds_to_ten_seconds(service: Service) -> None:
     service.client.get("/users")
     samples = scrape(service)
@@ -96,8 +121,8 @@ def test_the_pool_and_the_queue_are_seen_while_they_are_full(service: Service, d
     def now() -> tuple[float, ...]:
         samples = scrape(service)
         return (
-            value(samples, "db_client_connection_count", state="used"),
-            value(samples, "db_client_connection_count", state="idle"),
+            value(samples, "db_client_connections", state="used"),
+            value(samples, "db_client_connections", state="idle"),
             value(samples, "worker_threads", state="used"),
             value(samples, "admission_queued", queue="threads"),
         )
@@ -117,7 +142,7 @@ def test_the_pool_and_the_queue_are_seen_while_they_are_full(service: Service, d
 
 def test_reconnects_and_cut_connections_are_counted(database: TestDatabase) -> None:
     with Service(database.environment | {"WORKER_THREADS": "2"}) as service:
-        until(lambda: value(scrape(service), "db_client_connection_count", state="idle") == 2, "both are open")
+        until(lambda: value(scrape(service), "db_client_connections", state="idle") == 2, "both are open")
         with database.as_superuser() as conn:
             conn.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'users-service'"

@@ -133,7 +133,7 @@ def test_connections_that_were_kept_out_are_made_as_soon_as_they_may_be_though_n
         conn.execute(f"ALTER ROLE {database.name} CONNECTION LIMIT 3")
         terminate(database)
         until(lambda: service.client.get("/users").status_code == 200, "what is left serves")
-        until(lambda: counted(service, "db_client_connection_count") <= 4, "the others are given up")
+        until(lambda: counted(service, "db_client_connections") <= 4, "the others are given up")
         conn.execute(f"ALTER ROLE {database.name} CONNECTION LIMIT -1")
     until(lambda: len(sessions(database)) == THREADS, "every connection is there again")
 

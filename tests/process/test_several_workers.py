@@ -45,7 +45,7 @@ def test_four_workers_are_one_service(database: TestDatabase) -> None:
             samples = scrape(service)
             assert answered(samples, "/users", "GET", 200) == 200
             assert value(samples, "db_client_connection_max") == 8
-        until(lambda: value(scrape(service), "db_client_connection_count", state="idle") == 8, "all are open")
+        until(lambda: value(scrape(service), "db_client_connections", state="idle") == 8, "all are open")
 
 
 def test_counters_never_fall_when_workers_are_killed_or_replaced(database: TestDatabase, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ class PoolState(Collector):
         yield _gauge("worker_threads", "Threads that run endpoints.", state=_states(threads["size"], threads["busy"]))
         yield _gauge("hashing_cores", "Cores that may hash.", state=_states(hashing["size"], hashing["busy"]))
         yield _gauge(
-            "db_client_connection_count",
+            "db_client_connections",
             "Open connections. used: the most at once within half a second.",
             state=_states(connections["open"], connections["used"]),
         )

@@ -3,11 +3,12 @@
 Neither asks the database, and neither waits for a thread that runs endpoints.
 """
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from fastapi import APIRouter, Request
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import exposition
+from prometheus_client.openmetrics import exposition as openmetrics
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -37,13 +38,18 @@ HEADERS = {
 def routes(publisher: MetricsPublisher, root_path: str) -> APIRouter:
     """Return the routes of the operator."""
     router = APIRouter(route_class=EventLoopRoute, include_in_schema=False)
-    rendered_metrics = SingleFlight(publisher.metrics)
+    text = SingleFlight(partial(publisher.metrics, exposition.generate_latest))
+    open_metrics = SingleFlight(partial(publisher.metrics, openmetrics.generate_latest))
     pool_state = SingleFlight(publisher.pool)
 
     @router.get("/metrics")
     @allow("operator")
-    async def metrics() -> Response:
-        return Response(await rendered_metrics.get(), media_type=CONTENT_TYPE_LATEST)
+    async def metrics(request: Request) -> Response:
+        if "application/openmetrics-text" in request.headers.get("accept", ""):
+            content, media_type = await open_metrics.get(), openmetrics.CONTENT_TYPE_LATEST
+        else:
+            content, media_type = await text.get(), exposition.CONTENT_TYPE_LATEST
+        return Response(content, headers={"Vary": "Accept"}, media_type=media_type)
 
     @router.get("/pool")
     @allow("operator")
