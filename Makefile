@@ -1,33 +1,44 @@
 # The default target lists the others.
 .DEFAULT_GOAL := help
-.PHONY: help install run serve quick test test-system bench load check schema psql backup restore clean clean-data
+.PHONY: help install run serve quick test test-system bench load check schema psql backup restore lock sbom audit clean clean-data
 
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Every install takes exactly the files that .locks/ knows by their hashes.
+INSTALL := pip --quiet --disable-pip-version-check install --require-hashes -r
+LOCK = .venv/tools/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command 'make lock' $(ARGS)
+
 # Made anew when a pinned version changes. The stamp is touched last: an interrupted install is repeated.
-.venv/.service: requirements.txt .constraints.txt
+.venv/.service: .locks/development.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Choose another: make PYTHON=python3.12")'
 	@$(PYTHON) -m venv .venv
 	@echo "Installing the packages of requirements.txt into .venv"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/$(INSTALL) .locks/development.txt
 	@touch $@
 
-.venv/.tests: .venv/.service tests/requirements.txt
+.venv/.tests: .venv/.service .locks/tests.txt
 	@echo "Installing the packages of tests/requirements.txt into .venv"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@$(BIN)/$(INSTALL) .locks/tests.txt
 	@touch $@
 
-.venv/.system: .venv/.tests tests/system/requirements.txt tests/system/clients/package-lock.json
+.venv/.system: .venv/.tests .locks/system.txt tests/system/clients/package-lock.json
 	@echo "Installing what generates clients into .venv"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/system/requirements.txt
+	@$(BIN)/$(INSTALL) .locks/system.txt
 	@mkdir -p .venv/clients && cp tests/system/clients/package*.json .venv/clients
 	@npm ci --prefix .venv/clients --no-audit --no-fund --ignore-scripts --silent
 	@touch $@
 
-.venv/.bench: .venv/.tests tests/bench/requirements.txt
+.venv/.bench: .venv/.tests .locks/bench.txt
 	@echo "Installing the packages of tests/bench/requirements.txt into .venv"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/bench/requirements.txt
+	@$(BIN)/$(INSTALL) .locks/bench.txt
+	@touch $@
+
+# Apart from the service: what inspects its packages is none of them.
+.venv/.tools: .locks/tools.txt
+	@$(PYTHON) -m venv .venv/tools
+	@.venv/tools/bin/$(INSTALL) .locks/tools.txt
 	@touch $@
 
 help: ## list the targets
@@ -73,8 +84,25 @@ backup: .venv/.service ## write the database to FILE, or to a new file named aft
 restore: .venv/.service ## put FILE, a backup, into an empty database
 	@exec $(BIN)/python -m service restore "$${FILE:?is missing: make restore FILE=users.dump}"
 
+lock: .venv/.tools ## pin what the requirements need, with hashes; ARGS=--upgrade: as new as they allow
+	@sed '/^# To develop/,$$d' requirements.txt | $(LOCK) - -o .locks/runtime.txt
+	@$(LOCK) requirements.txt -c .locks/runtime.txt -o .locks/development.txt
+	@$(LOCK) requirements.txt tests/requirements.txt -c .locks/development.txt -o .locks/tests.txt
+	@$(LOCK) requirements.txt tests/requirements.txt tests/system/requirements.txt -c .locks/tests.txt -o .locks/system.txt
+	@$(LOCK) requirements.txt tests/requirements.txt tests/bench/requirements.txt -c .locks/tests.txt -o .locks/bench.txt
+	@$(LOCK) .ci/requirements.txt -o .locks/tools.txt
+
+sbom: .venv/.tools ## write what `make serve` runs on to .sbom.json (CycloneDX), and list the licences
+	@$(PYTHON) -m venv --clear --without-pip .venv/runtime
+	@.venv/tools/bin/pip --python .venv/runtime --quiet --disable-pip-version-check install --require-hashes -r .locks/runtime.txt
+	@.venv/tools/bin/cyclonedx-py environment .venv/runtime -o .sbom.json
+	@$(PYTHON) .ci/licences.py .sbom.json
+
+audit: .venv/.tools ## look the packages up in the advisories of osv.dev
+	@for lock in .locks/*.txt; do .venv/tools/bin/pip-audit -s osv --require-hashes --disable-pip -r $$lock || exit 1; done
+
 clean: ## remove what was made, but no data: .venv and caches
-	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
+	@rm -rf .venv .sbom.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
 	@find service tests -name __pycache__ -prune -exec rm -rf {} +
 
 clean-data: ## delete the data of the embedded PostgreSQL, after a question
