@@ -19,6 +19,7 @@ import importlib.metadata
 import importlib.util
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -138,11 +139,14 @@ class Server:
             self._wait(lambda: _free(lock), "does not stop")
 
     def _check_data(self) -> None:
-        owner = self.data.stat().st_uid
-        if owner != _owner(self.folder)[0]:
+        owner, expected = self.data.stat().st_uid, _owner(self.folder)
+        if owner == os.geteuid() == 0:  # root copied the data from elsewhere
+            _chown_all(self.data, expected)
+        elif owner != expected[0]:
             raise EmbeddedError(
-                f"{self.data} belongs to the user {_name(owner) or owner}: run as that user, or delete it"
+                f"{self.data} belongs to the user {_name(owner) or owner}: run as that user, or chown it"
             )
+        self.data.chmod(0o700)  # a copy may be open to others, which PostgreSQL refuses
         try:
             version = (self.data / "PG_VERSION").read_text().strip()
         except OSError as exc:
@@ -191,13 +195,14 @@ class Server:
         if done.returncode:
             raise EmbeddedError(f"initdb failed: {' '.join(done.stderr.split())}")
         if owner[0] == SERVER_ID:
-            for path in (new, *new.rglob("*")):
-                os.chown(path, *owner, follow_symlinks=False)
+            _chown_all(new, owner)
         new.rename(self.data)
 
     def _start(self, lock: int) -> None:
         self._restrict_access()
-        with _open(self.folder / "postgres.log", "a") as log:
+        log_file = self.folder / "postgres.log"
+        with _open(log_file, "a") as log:
+            begin = log.tell()
             process = subprocess.Popen(  # noqa: S603 - the wheel's own program
                 # The path of the socket is relative to the data folder, so it is never too long.
                 [*command(programs() / "postgres", self.data), "-D", _from_inside(self.data), "-k", ".", "-h", "",
@@ -208,7 +213,10 @@ class Server:
             )  # fmt: skip
         self._wait(lambda: self._answers() or process.poll() is not None, "does not start")
         if process.poll() is not None:
-            raise EmbeddedError(f"the embedded PostgreSQL ended at its start; see {self.folder / 'postgres.log'}")
+            reasons = re.findall(r"(?:FATAL|PANIC): +(.*)", log_file.read_bytes()[begin:].decode(errors="replace"))
+            raise EmbeddedError(
+                f"the embedded PostgreSQL ended at its start: {(reasons or ['no reason given'])[0]}; see {log_file}"
+            )
 
     def _restrict_access(self) -> None:
         """Let only root and the owner of the data connect, as the service's role or as the superuser."""
@@ -322,6 +330,11 @@ def _owner(folder: Path) -> tuple[int, int]:
     """Return the user and group that PostgreSQL runs as: those of `folder`, or SERVER_ID when root owns it."""
     owner = folder.stat()
     if owner.st_uid:
+        if _name(owner.st_uid) is None:
+            raise EmbeddedError(
+                f"PostgreSQL needs a user with a name, and /etc/passwd has none for the user id {owner.st_uid}:"
+                " add it there, or set DATABASE_URL"
+            )
         return owner.st_uid, owner.st_gid
     if name := _name(SERVER_ID):
         raise EmbeddedError(
@@ -329,6 +342,11 @@ def _owner(folder: Path) -> tuple[int, int]:
             " use an ordinary user, or set DATABASE_URL"
         )
     return SERVER_ID, SERVER_ID
+
+
+def _chown_all(folder: Path, owner: tuple[int, int]) -> None:
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, *owner, follow_symlinks=False)
 
 
 def _name(uid: int) -> str | None:

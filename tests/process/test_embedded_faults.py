@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -99,6 +100,27 @@ def test_data_without_a_version_stop_the_start() -> None:
         assert str(data) in one_line(checkout, "check")
 
 
+def test_a_copy_of_the_data_that_cannot_be_started_says_why() -> None:
+    with ORDINARY.checkout() as checkout:
+        assert checkout.run("schema").returncode == 0
+        (checkout.folder / ".data" / "data" / "pg_notify").rmdir()  # as tools do that leave out empty folders
+        line = one_line(checkout, "schema")
+        assert "pg_notify" in line
+        assert "postgres.log" in line
+
+
+@pytest.mark.parametrize("account", EVERYWHERE, ids=str)
+def test_a_copy_of_the_data_is_used(account: Account) -> None:
+    with account.checkout() as checkout:
+        assert checkout.run("schema").returncode == 0
+        original = checkout.folder / ".data"
+        original.rename(checkout.folder / "original")
+        subprocess.run([*checkout.run_as, "cp", "--recursive", "original", ".data"], cwd=checkout.folder, check=True)
+        (original / "data").chmod(0o755)
+        done = checkout.run("schema")
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("account", EVERYWHERE, ids=str)
 def test_no_permission_is_changed_of_the_folders_above_the_virtual_environment_or_the_checkout(
     account: Account,
@@ -122,6 +144,10 @@ if os.geteuid() == 0:  # only root can make a folder that is another user's
             (data / "postmaster.pid").touch()  # as a server leaves it that was killed at its start
             os.chown(checkout.folder / of_root, 0, 0)
             assert str(checkout.folder / of_root) in one_line(checkout, "check")
+
+    def test_a_user_id_without_a_name_stops_the_start_with_one_line() -> None:
+        with Account("a user without a name", 54321).checkout() as checkout:
+            assert "/etc/passwd has none for the user id 54321" in one_line(checkout, "schema")
 
     def test_root_serves_the_data_of_an_ordinary_user_and_leaves_them_to_that_user() -> None:
         with ORDINARY.checkout() as checkout:

@@ -11,7 +11,11 @@ from pathlib import Path
 from tests.support.checkout import Checkout, copied
 
 NOBODY = 65534
-BECOME_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs")
+
+
+def become(uid: int) -> tuple[str, ...]:
+    """Return what stands before a command that is to run as another user."""
+    return ("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs")
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,12 @@ class Account:
         if self.uid == os.geteuid():
             return ()
         # An interpreter below /root is closed to others: then, and only then, may they read what they do not own.
-        reads = subprocess.run([*BECOME_NOBODY, "--inh-caps=-all", "--", "test", "-x", sys.executable], check=False)
+        reads = subprocess.run([*become(self.uid), "--inh-caps=-all", "--", "test", "-x", sys.executable], check=False)
         if reads.returncode == 0:
-            return (*BECOME_NOBODY, "--inh-caps=-all", "--")
+            return (*become(self.uid), "--inh-caps=-all", "--")
         caps = "-all,+dac_read_search"  # and the securebit has access() know of it: initdb asks that
         return (
-            *BECOME_NOBODY, "--securebits=+no_setuid_fixup", f"--inh-caps={caps}", f"--ambient-caps={caps}", "--"
+            *become(self.uid), "--securebits=+no_setuid_fixup", f"--inh-caps={caps}", f"--ambient-caps={caps}", "--"
         )  # fmt: skip
 
     @contextmanager
@@ -54,8 +58,8 @@ class Account:
 
 def stranger(seconds: int = 600) -> "subprocess.Popen[bytes]":
     """Start a program of the user that PostgreSQL runs as, with no part in the service."""
-    become = [*BECOME_NOBODY, "--"] if os.geteuid() == 0 else []
-    return subprocess.Popen([*become, "sleep", str(seconds)])
+    prefix = [*become(NOBODY), "--"] if os.geteuid() == 0 else []
+    return subprocess.Popen([*prefix, "sleep", str(seconds)])
 
 
 ORDINARY = Account("an ordinary user", NOBODY if os.geteuid() == 0 else os.geteuid())
