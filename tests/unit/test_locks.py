@@ -7,12 +7,14 @@ import pytest
 from tests.support.process import CHECKOUT
 
 OURS = "requirements.txt"
+EMBEDDED = "service/extras/requirements.txt"  # apart, as some platforms have none
 NEEDED = {
     "runtime": [OURS],  # without what stands under "To develop"
     "development": [OURS],
-    "tests": [OURS, "tests/requirements.txt"],
-    "system": [OURS, "tests/requirements.txt", "tests/system/requirements.txt"],
-    "bench": [OURS, "tests/requirements.txt", "tests/bench/requirements.txt"],
+    "embedded": [EMBEDDED],
+    "tests": [OURS, EMBEDDED, "tests/requirements.txt"],
+    "system": [OURS, EMBEDDED, "tests/requirements.txt", "tests/system/requirements.txt"],
+    "bench": [OURS, EMBEDDED, "tests/requirements.txt", "tests/bench/requirements.txt"],
     "tools": [".ci/requirements.txt"],
 }
 PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[.*?\])?==([^\s;]+)", re.MULTILINE)
@@ -44,7 +46,9 @@ def test_every_package_of_a_lock_has_its_hashes(name: str) -> None:
 
 
 def test_what_serves_has_nothing_that_only_develops() -> None:
-    developing = pins((CHECKOUT / OURS).read_text().partition("# To develop")[2])
+    text = (CHECKOUT / OURS).read_text().partition("# To develop")[2] + (CHECKOUT / EMBEDDED).read_text()
+    developing = pins(text)
+    assert pins((CHECKOUT / EMBEDDED).read_text()).keys().isdisjoint(pins(lock("development")))
     assert developing.keys().isdisjoint(pins(lock("runtime")))
     assert "pytest" in developing
 
