@@ -21,7 +21,8 @@ BEGIN
         DECLARE
             pair text[];
         BEGIN
-            IF octet_length(email) = length(email)
+            -- To normalize thousands of combining marks takes seconds, and no email is so long.
+            IF octet_length(email) = length(email) OR octet_length(email) > 1024
             THEN
                 RETURN lower(email COLLATE "C");
             END IF;
@@ -168,6 +169,24 @@ BEGIN
     THEN
         ALTER TABLE public."user"
             ADD CONSTRAINT user_password_hash_check CHECK (password_hash LIKE '$argon2id$%');
+    END IF;
+END
+$$;
+
+-- Failed logins, by a hash of the folded email. A crash of PostgreSQL empties the table, which does no harm. The role that
+-- serves may be another than the owner.
+CREATE UNLOGGED TABLE IF NOT EXISTS public.failed_login (
+    email_hash bytea       NOT NULL,
+    failures   integer     NOT NULL,
+    retry_at   timestamptz NOT NULL,
+    CONSTRAINT failed_login_pkey PRIMARY KEY (email_hash)
+);
+DO $$
+BEGIN
+    IF to_regclass('public.failed_login_retry_at_idx') IS NULL
+    THEN
+        CREATE INDEX failed_login_retry_at_idx ON public.failed_login (retry_at);
+        GRANT SELECT, INSERT, UPDATE, DELETE ON public.failed_login TO PUBLIC;
     END IF;
 END
 $$;

@@ -13,7 +13,7 @@ from psycopg import IntegrityError, errors
 from service.database.connection import PooledConnection
 from service.database.errors import DatabaseUnavailable
 from service.database.sql import utc
-from service.users.errors import EmailTaken, IdTaken, UserNotFound, UserReferenced
+from service.users.errors import EmailTaken, IdTaken, TooManyAttempts, UserNotFound, UserReferenced
 
 Fields = dict[str, Any]  # of a user: fname, lname, email, password_hash
 
@@ -165,17 +165,75 @@ def raise_user_referenced() -> Iterator[None]:
         raise UserReferenced from exc
 
 
-SELECT_CREDENTIALS = f"""
-    SELECT id, password_hash, {USER_JSON}
-    FROM public."user"
-    WHERE {SAME_EMAIL}
+FREE_FAILURES = 5  # of an email, before its next login has to wait
+FIRST_WAIT = 5  # seconds; each further failure doubles it
+LONGEST_WAIT = 15 * 60  # seconds
+FORGET_AFTER = 15 * 60  # seconds after the wait is over, or after the last failure when there is none
+
+EMAIL_HASH = "sha256(convert_to(public.user_email_fold(%(email)s), 'UTF8'))"
+
+# Count the login as failed before its password is hashed, so that parallel ones cannot all be tried; a success deletes
+# the row. While the email has to wait, nothing is written: its wait ends when it was to end, whatever comes meanwhile.
+# clock_timestamp(), because a parallel login may have written the row after now(), the start of this statement.
+# Also delete a few outdated rows of others.
+CLAIM_LOGIN = f"""
+    WITH swept AS (
+        DELETE FROM public.failed_login
+        WHERE email_hash IN (SELECT email_hash
+                             FROM public.failed_login
+                             WHERE retry_at < now() - interval '{FORGET_AFTER} s' AND email_hash <> {EMAIL_HASH}
+                             LIMIT 10
+                             FOR UPDATE SKIP LOCKED)
+    ), waiting AS (
+        SELECT retry_at
+        FROM public.failed_login
+        WHERE email_hash = {EMAIL_HASH} AND retry_at > clock_timestamp()
+    ), claimed AS (
+        INSERT INTO public.failed_login AS f
+               (email_hash, failures, retry_at)
+        SELECT {EMAIL_HASH}, 1, now()
+        WHERE NOT EXISTS (SELECT FROM waiting)
+        ON CONFLICT (email_hash) DO UPDATE
+        SET (failures, retry_at) = (
+            SELECT failures,
+                   clock_timestamp() + CASE WHEN failures < {FREE_FAILURES} THEN interval '0 s'
+                                            ELSE least({FIRST_WAIT} * 2.0 ^ least(failures - {FREE_FAILURES}, 20),
+                                                       {LONGEST_WAIT}) * interval '1 s' END
+            FROM (SELECT CASE WHEN f.retry_at < now() - interval '{FORGET_AFTER} s' THEN 1
+                              ELSE f.failures + 1 END AS failures) AS counted)
+        WHERE f.retry_at <= clock_timestamp()
+        RETURNING true
+    )
+    SELECT EXISTS (SELECT FROM claimed),
+           ceil(extract(epoch FROM (SELECT retry_at FROM waiting) - clock_timestamp()))::int,
+           u.id, u.password_hash, u.json
+    FROM (VALUES (1)) AS one
+    LEFT JOIN (SELECT id, password_hash, {USER_JSON} AS json
+               FROM public."user"
+               WHERE {SAME_EMAIL}) AS u ON true
 """
 
 
-def select_credentials(conn: PooledConnection, email: str) -> tuple[int, str, str]:
-    """Return the id, the password hash and the JSON of the user with this email."""
-    user_id, password_hash, user = _found(conn.row(SELECT_CREDENTIALS, {"email": email}))
-    return user_id, password_hash, user
+def claim_login(conn: PooledConnection, email: str) -> tuple[int, str, str] | None:
+    """Return the id, the password hash and the JSON of the user with this email, or None for an unknown one.
+
+    The login counts as failed until `forget_failures`. Raises TooManyAttempts when the email has to wait.
+    """
+    claimed, wait, *user = _found(conn.row(CLAIM_LOGIN, {"email": email}))
+    if not claimed:
+        raise TooManyAttempts(wait or FIRST_WAIT)  # None when a parallel login was the last before the wait
+    return tuple(user) if user[0] else None
+
+
+FORGET_FAILURES = f"""
+    DELETE FROM public.failed_login
+    WHERE email_hash = {EMAIL_HASH}
+"""
+
+
+def forget_failures(conn: PooledConnection, email: str) -> None:
+    """Forget the failed logins of this email."""
+    conn.row(FORGET_FAILURES, {"email": email})
 
 
 REPLACE_HASH = """

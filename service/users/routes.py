@@ -15,7 +15,15 @@ from starlette.convertors import Convertor, register_url_convertor
 from service.database.errors import DatabaseFailure
 from service.database.pool import Database
 from service.users import queries
-from service.users.errors import USER_PROBLEMS, EmailTaken, IdTaken, UserNotFound, UserReferenced, WrongCredentials
+from service.users.errors import (
+    USER_PROBLEMS,
+    EmailTaken,
+    IdTaken,
+    TooManyAttempts,
+    UserNotFound,
+    UserReferenced,
+    WrongCredentials,
+)
 from service.users.models import Credentials, Page, User, UserChange, UserCreation, UserReplacement
 from service.users.passwords import DUMMY_HASH, has_password, hash_password, hashes, is_password, needs_rehash
 from service.web.access import allow
@@ -125,22 +133,26 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
 
     @router.post(
         "/users/authenticate", operation_id="authenticateUser", summary="Check an email and a password",
-        response_model=User, responses=error_responses(USER_PROBLEMS, WrongCredentials, has_body=True),
+        response_model=User, responses=error_responses(USER_PROBLEMS, WrongCredentials, TooManyAttempts, has_body=True),
     )  # fmt: skip
     @allow("signup")
     @hashes(has_password)
     def authenticate_user(credentials: Credentials) -> Response:
-        """The same answer after the same time for a wrong password and an unknown email."""
-        try:
-            with database.connection() as conn:
-                user_id, stored, user = queries.select_credentials(conn, credentials.email)
+        """The same answer after the same time for a wrong password and an unknown email.
+
+        After 5 failures for an email, known or not, each further one makes the next login wait: 5 seconds, then twice
+        as long each time, 15 minutes at most. A success ends that.
+        """
+        with database.connection() as conn:
+            user_id, stored, user = queries.claim_login(conn, credentials.email) or (0, DUMMY_HASH, "")
+        if user_id:
             name_subject(user_id)
-        except UserNotFound:
-            user_id, stored, user = 0, DUMMY_HASH, ""
         if not is_password(credentials.password, stored) or not user_id:
             raise WrongCredentials
+        # The password is right, so a failure from here on must not fail the login.
+        with suppress(DatabaseFailure, Error), database.connection() as conn:
+            queries.forget_failures(conn, credentials.email)
         if needs_rehash(stored):
-            # The password is right, so a failure here must not fail the login.
             with suppress(DatabaseFailure, Error):
                 new = hash_password(credentials.password)
                 with database.connection() as conn:

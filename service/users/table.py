@@ -57,6 +57,14 @@ SELECT_PARTS = """
           AND refclassid = 'pg_class'::regclass AND refobjid = to_regclass('public."user"')
 """
 
+FAILED_LOGIN_COLUMNS = {"email_hash bytea", "failures integer", "retry_at timestamp with time zone"}
+
+SELECT_FAILED_LOGIN_COLUMNS = """
+    SELECT concat(attname, ' ', format_type(atttypid, NULL))
+    FROM pg_attribute
+    WHERE attrelid = to_regclass('public.failed_login') AND attnum > 0 AND NOT attisdropped
+"""
+
 # An index that is not valid was left by a build that failed or was killed.
 SELECT_HAS_EMAIL_INDEX = """
     SELECT EXISTS (SELECT FROM pg_class LEFT JOIN pg_index ON indexrelid = oid
@@ -76,7 +84,8 @@ CREATE_EMAIL_INDEX = """
 def check(conn: Connection[Any], report: Report) -> bool:
     """Return whether the table has all that the service needs; False when schema.sql adds what is missing.
 
-    Costs one round trip. Raises SchemaError when schema.sql cannot add it. Reports what keeps users from being created.
+    Costs two round trips. Raises SchemaError when schema.sql cannot add it. Reports what keeps users from being
+    created.
     """
     parts = conn.execute(SELECT_PARTS).fetchall()
     if not parts:
@@ -95,7 +104,11 @@ def check(conn: Connection[Any], report: Report) -> bool:
             report(
                 f'no user can be created unless a trigger fills public."user".{name}: it is NOT NULL with no default'
             )
-    return True
+    columns = {column for (column,) in conn.execute(SELECT_FAILED_LOGIN_COLUMNS)}
+    if columns and not columns >= FAILED_LOGIN_COLUMNS:
+        lacking = ", ".join(sorted(FAILED_LOGIN_COLUMNS - columns))
+        raise SchemaError(f"public.failed_login lacks {lacking}: drop this table, it is made again")
+    return bool(columns)
 
 
 def build_email_index(conn: Connection[Any], report: Report) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import random
 import re
+import time
 from http import HTTPStatus
 
 from fastapi.exceptions import RequestValidationError
@@ -21,7 +22,16 @@ from service.telemetry import log, metrics
 from service.telemetry.record import RECORD, Record
 from service.web.arrival import Arrival
 from service.web.bodies import BodyTooLarge
-from service.web.problems import MALFORMED_REQUEST, STOPPING, ProblemTable, invalid_fields, problem_of, render
+from service.web.problems import (
+    MALFORMED_REQUEST,
+    STOPPING,
+    Problem,
+    ProblemTable,
+    RetryAfter,
+    invalid_fields,
+    problem_of,
+    render,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -85,16 +95,20 @@ class ProblemMiddleware:
                 await render(STOPPING)(scope, receive, send)
             raise
         except Exception as exc:
-            response = self._response(scope, exc)
+            problem = problem_of(self.table, exc)
+            response = self._response(scope, exc, problem)
             if sender.started or response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
                 logger.exception("unhandled %s", type(exc).__name__)
             if not sender.started:
+                if problem.least_duration:
+                    await asyncio.sleep(RECORD.get().queued_at + problem.least_duration - time.monotonic())
                 await response(scope, receive, send)
 
-    def _response(self, scope: Scope, exc: Exception) -> Response:
+    def _response(self, scope: Scope, exc: Exception, problem: Problem) -> Response:
         if isinstance(exc, HTTPException) and exc.status_code in WITHOUT_BODY:
             return Response(status_code=exc.status_code, headers=exc.headers)
-        problem = problem_of(self.table, exc)
+        if isinstance(exc, RetryAfter):
+            return render(problem, headers={"Retry-After": str(exc.seconds)})
         if isinstance(exc, RequestValidationError):
             return render(problem, errors=invalid_fields(exc))
         if problem.status == HTTPStatus.METHOD_NOT_ALLOWED:

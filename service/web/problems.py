@@ -39,6 +39,14 @@ RETRY_LATER = {"Retry-After": str(RETRY_AFTER)}
 CLOSE = {"Connection": "close"}
 
 
+class RetryAfter(Exception):
+    """Something that a client may try again after so many `seconds`."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(f"retry after {seconds} s")
+        self.seconds = seconds
+
+
 @dataclass(frozen=True)
 class Problem:
     """A kind of error. `code` is for programs and never changes; `detail` says what to do next."""
@@ -48,6 +56,7 @@ class Problem:
     title: str
     detail: str
     headers: Mapping[str, str] = field(default_factory=dict)
+    least_duration: float = 0.0  # seconds from admission to the response, to hide how long the endpoint took
 
     def __post_init__(self) -> None:
         """Declare the label of this code in the metrics."""

@@ -33,7 +33,7 @@ ERRORS = {
     "replaceUser": WITH_BODY | {"404", "409"},
     "changeUser": WITH_BODY | {"404", "409"},
     "deleteUser": ALWAYS | {"404", "409"},
-    "authenticateUser": WITH_BODY,
+    "authenticateUser": WITH_BODY | {"429"},
 }
 
 

@@ -90,7 +90,7 @@ def _survives(client: httpx.Client) -> Iterator[None]:
 
 def right_body(method: str, path: str) -> dict[str, Any]:
     if path == "/users/authenticate":
-        return {"email": "ada@example.com", "password": "correct horse"}
+        return {"email": new_user()["email"], "password": "correct horse"}
     return {} if method == "PATCH" else new_user()
 
 

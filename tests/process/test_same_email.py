@@ -97,6 +97,15 @@ LATER = {  # of Unicode 16 and 17
 }  # fmt: skip
 
 
+def test_a_long_text_of_combining_marks_takes_no_time(cluster: Cluster) -> None:
+    database = cluster.create_database()
+    prepare(database)
+    with database.connect() as conn:
+        conn.execute("SET statement_timeout = '1s'")
+        marks = "\N{COMBINING ACUTE ACCENT}\N{COMBINING DOT BELOW}" * 15_000
+        assert conn.execute("SELECT user_email_fold(%s)", [marks]).fetchone() == (marks,)
+
+
 @pytest.fixture
 def database(cluster: Cluster) -> TestDatabase:
     """A table of the release before, which has no index of folded emails, with one user."""

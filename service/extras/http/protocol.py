@@ -32,6 +32,9 @@ from service.web.problems import HEAD_TOO_LARGE, MALFORMED_REQUEST, Problem, pro
 
 MAX_COOKIES = 4096  # bytes, as browsers have it: http.cookies takes 3.5 s for 64 KiB of backslashes
 
+# After these, the next log-in of a connection waits behind all others.
+LOG_IN_FAILED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+
 LINGER = 1.0  # seconds that a rejected client may go on to send
 
 # Seconds until an idle connection is closed when the service stops: a request may be on its way, and gets a response
@@ -192,7 +195,7 @@ class Protocol(HttpToolsProtocol):
         self.idle_since = self.loop.time()
         cycle = self.cycle
         if cycle.arrival.hashes:
-            self._log_in_failed = cycle.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.SERVICE_UNAVAILABLE}
+            self._log_in_failed = cycle.status in LOG_IN_FAILED
         if not cycle.arrival.admitted:
             self._charge_for(cycle.status, 1 + cycle.sent_bytes / SENT_UNIT + self.received / RECEIVED_UNIT)
         if cycle.keep_alive:
