@@ -21,6 +21,7 @@ SHORT = {
 
 @pytest.fixture(scope="package", autouse=True)
 def _forked(fork_server: ForkServer) -> Iterator[None]:
+    """Fork the services: no start is tested here."""
     Service.fork_server = fork_server
     yield
     Service.fork_server = None

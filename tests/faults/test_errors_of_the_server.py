@@ -31,6 +31,12 @@ END_SESSIONS = f"SELECT pg_terminate_backend(pid, 5000) FROM ({PIDS}) AS service
 
 
 @pytest.fixture(scope="module")
+def database(cluster: Cluster) -> TestDatabase:
+    """On the cluster of the run: nothing here hurts it."""
+    return cluster.create_database()
+
+
+@pytest.fixture(scope="module")
 def impatient(database: TestDatabase) -> Iterator[Service]:
     """A service with one thread and one place in its queue, which waits for nothing for long."""
     with Service({**database.environment, **IMPATIENT}) as service:

@@ -23,16 +23,15 @@ def test_a_restart_under_load_loses_nothing_and_is_over_at_once(
     load.reconcile(database)
     first = load.first(200, back)
     tell(f"restart ({how.name}): first 200 after {first:.3f} s; {dict(load.statuses())}")
-    assert set(load.statuses()) <= {200, 201, 503}
+    assert not load.unexpected({200, 201, 503})
     assert set(load.statuses(back + 1, "GET")) == {200}
     assert first < 1
 
 
-@pytest.mark.parametrize("outage", [5, 20], ids=lambda seconds: f"{seconds} s")
 def test_an_outage_ends_within_a_second_of_the_return(
-    outage: int, service: Service, database: TestDatabase, tell: Callable[[str], None]
+    service: Service, database: TestDatabase, tell: Callable[[str], None]
 ) -> None:
-    survive(outage, service, database, tell)
+    survive(5, service, database, tell)
 
 
 def test_a_restart_that_nobody_was_waiting_for_is_noticed_by_nobody(service: Service, victim: Cluster) -> None:
@@ -57,7 +56,7 @@ def test_terminated_backends_cost_no_read(
     load.reconcile(database)
     tell(f"backends terminated, {killed} at a time: {dict(load.statuses())}; reads {dict(load.statuses(method='GET'))}")
     assert load.statuses(method="GET")[503] == 0
-    assert set(load.statuses()) <= {200, 201, 503}
+    assert not load.unexpected({200, 201, 503})
 
 
 def test_a_frozen_server_costs_each_request_its_deadline_and_no_more(

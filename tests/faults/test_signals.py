@@ -26,6 +26,15 @@ from tests.support.sessions import locked, sessions, waiting
 FOUR_THREADS = {"WORKER_THREADS": "4", "QUEUE_WAIT": "9", "REQUEST_DEADLINE": "10"}
 TWO = {"WORKERS": "2", **FOUR_THREADS}
 
+# The queue behind a lock stands for as long: a busy machine sees it, too.
+SECONDS_AT_A_LOCK = {
+    "LOCK_TIMEOUT": "3",
+    "STATEMENT_TIMEOUT": "3.2",
+    "LEAK_THRESHOLD": "3.5",
+    "REQUEST_DEADLINE": "4",
+    "QUEUE_WAIT": "3",
+}
+
 # What a client meets on a connection that the service closed while the request was on its way to it.
 CLOSED = {"RemoteProtocolError", "ReadError", "WriteError"}
 
@@ -149,7 +158,7 @@ def test_a_client_that_never_ends_its_request_keeps_the_process_for_the_graceful
 def test_sigterm_with_requests_queued_behind_a_locked_table_answers_each_of_them(
     database: TestDatabase, tell: Callable[[str], None]
 ) -> None:
-    with started(database, {"WORKER_THREADS": "2"}) as service, ThreadPoolExecutor(20) as executor:
+    with started(database, {"WORKER_THREADS": "2", **SECONDS_AT_A_LOCK}) as service, ThreadPoolExecutor(20) as executor:
         with locked(database):
             asked = [executor.submit(service.client.get, "/users") for _ in range(20)]
             until(lambda: waiting(database) == 2, "two requests wait for the table")
@@ -215,7 +224,7 @@ def test_a_worker_killed_under_load_is_replaced_and_postgresql_is_left_clean(
     assert not errors(load)
     assert set(failures(load)) <= CLOSED, "the other worker takes new connections all the while"
     assert failures(load).total() <= load.clients, "each connection can break once"
-    assert set(load.statuses(back + 1)) <= {200, 201}
+    assert not load.unexpected({200, 201}, back + 1)
 
 
 def test_a_worker_killed_while_the_supervisor_waits_for_its_sign_of_life_is_replaced_as_soon(
@@ -272,4 +281,4 @@ def test_sighup_under_load_replaces_the_workers_one_by_one(database: TestDatabas
     )
     assert not errors(load)
     assert not failures(load), "each worker answers one request more of each connection, and says that it is the last"
-    assert set(load.statuses(back + 1)) <= {200, 201}
+    assert not load.unexpected({200, 201}, back + 1)

@@ -33,7 +33,7 @@ def test_a_connection_that_breaks_in_mid_reply_is_replaced_and_reads_are_tried_a
     fault: str, service: Service, proxy: Proxy, database: TestDatabase, tell: Callable[[str], None]
 ) -> None:
     with Load(service.url) as load:
-        for _ in range(20):
+        for _ in range(10):
             damaged = proxy.damaged
             setattr(proxy, fault, True)
             until(lambda damaged=damaged: proxy.damaged > damaged, "a reply is damaged")  # type: ignore[misc]
@@ -41,7 +41,7 @@ def test_a_connection_that_breaks_in_mid_reply_is_replaced_and_reads_are_tried_a
             load.go_on(time.monotonic())
     load.reconcile(database)
     tell(summary(fault, load))
-    assert set(load.statuses()) <= {200, 201, 409, 503}
+    assert not load.unexpected({200, 201, 409, 503})
     assert load.statuses(method="GET")[503] < 5, "a read fails only when its second connection breaks, too"
 
 
@@ -70,4 +70,4 @@ def test_latency_slows_requests_and_fails_none(
         until(lambda: load.statuses(method="GET")[200] > 200, "the load goes on")
     load.reconcile(database)
     tell(summary("50 ms of latency", load))
-    assert set(load.statuses()) == {200, 201}
+    assert not load.unexpected({200, 201})

@@ -23,6 +23,10 @@ def checkout(request: pytest.FixtureRequest) -> Iterator[Checkout]:
         yield checkout
 
 
+# For what does not depend on the user that PostgreSQL runs as.
+ONE_ACCOUNT = pytest.mark.parametrize("checkout", [ORDINARY], indirect=True, ids=str)
+
+
 def sign_up(client: httpx.Client) -> str:
     """Create a user and return its path."""
     email = f"{os.urandom(8).hex()}@example.com"
@@ -35,6 +39,7 @@ def nothing_runs(checkout: Checkout) -> None:
     until(lambda: not checkout.processes(), f"nothing runs any more in {checkout.folder}", within=10)
 
 
+@ONE_ACCOUNT
 def test_one_line_says_so_and_names_the_variable_that_points_to_yours(checkout: Checkout) -> None:
     with checkout.start({}, "run") as service:
         said = [line for line in service.log.splitlines() if "DATABASE_URL" in line]
@@ -43,7 +48,9 @@ def test_one_line_says_so_and_names_the_variable_that_points_to_yours(checkout: 
     assert str(checkout.folder / ".data") in said[0]
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("checkout", "how"), [(ACCOUNTS[0], signal.SIGINT), (ACCOUNTS[-1], signal.SIGTERM)], indirect=["checkout"], ids=str
+)
 def test_a_user_survives_a_restart_and_nothing_runs_in_between(checkout: Checkout, how: signal.Signals) -> None:
     with checkout.start({}, "run") as service:
         path = sign_up(service.client)
@@ -54,6 +61,7 @@ def test_a_user_survives_a_restart_and_nothing_runs_in_between(checkout: Checkou
         assert service.client.get(path).status_code == 200
 
 
+@ONE_ACCOUNT
 def test_the_process_that_serves_new_code_uses_the_same_server(checkout: Checkout) -> None:
     with checkout.start({}, "run") as service:
         path = sign_up(service.client)
@@ -66,6 +74,7 @@ def test_the_process_that_serves_new_code_uses_the_same_server(checkout: Checkou
     nothing_runs(checkout)
 
 
+@ONE_ACCOUNT
 def test_two_services_share_the_server_and_the_first_to_end_leaves_it_to_the_second(checkout: Checkout) -> None:
     with checkout.start({}, "run") as first, checkout.start({}, "run") as second:
         path = sign_up(first.client)
@@ -102,9 +111,8 @@ def test_a_pid_left_behind_that_is_another_programs_now_is_no_hindrance(checkout
     nothing_runs(checkout)
 
 
-@pytest.mark.parametrize("account", ACCOUNTS, ids=str)
-def test_a_very_long_path_is_no_hindrance(account: Account) -> None:
-    with account.checkout("/".join(["a long way down"] * 10)) as checkout:
+def test_a_very_long_path_is_no_hindrance() -> None:
+    with ORDINARY.checkout("/".join(["a long way down"] * 10)) as checkout:
         assert len(str(checkout.folder)) > 107
         with checkout.start({}, "run") as service:
             assert service.client.get(sign_up(service.client)).status_code == 200
@@ -119,6 +127,7 @@ def test_two_first_starts_at_once_make_one_server() -> None:
         nothing_runs(checkout)
 
 
+@ONE_ACCOUNT
 def test_a_copy_of_a_checkout_in_use_does_not_use_the_server_of_the_original(checkout: Checkout) -> None:
     with ORDINARY.checkout() as copy, checkout.start({}, "run") as original:
         path = sign_up(original.client)

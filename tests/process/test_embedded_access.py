@@ -224,8 +224,7 @@ def test_data_that_were_open_to_everybody_are_kept_and_closed(account: Account) 
         assert (victim.read_text(), after.st_uid, after.st_mode) == ("as it was", before.st_uid, before.st_mode)
 
 
-@pytest.mark.parametrize("umasks", [("0777", "0"), ("0", "0777")], ids=str)
-@pytest.mark.parametrize("account", ACCOUNTS, ids=str)
+@pytest.mark.parametrize(("account", "umasks"), [(ACCOUNTS[0], ("0777", "0")), (ACCOUNTS[-1], ("0", "0777"))], ids=str)
 def test_the_umask_of_the_caller_does_not_matter(account: Account, umasks: tuple[str, str]) -> None:
     with account.checkout() as checkout:
         for umask in umasks:
@@ -368,7 +367,7 @@ if os.geteuid() == 0:  # only root can be somebody else
             assert f"{data} belongs to the user nobody" in refusal(checkout)
             assert (data.stat().st_uid, (data / "PG_VERSION").stat().st_uid) == (NOBODY, embedded.SERVER_ID)
 
-    @pytest.fixture
+    @pytest.fixture(scope="module")
     def closed() -> Iterator[Path]:
         """The wheel's programs in a folder that only root enters, and an open folder beside it."""
         package = programs().parents[1]
@@ -377,6 +376,8 @@ if os.geteuid() == 0:  # only root can be somebody else
             base.chmod(0o755)
             (base / "open").mkdir(mode=0o755)
             (base / "closed").mkdir(mode=0o700)
+            (base / "data").mkdir()
+            os.chown(base / "data", OTHER, OTHER)
             for name in (package.name, f"{package.name}.libs"):
                 ignore = shutil.ignore_patterns("pginstall", "include", "*.a")
                 shutil.copytree(package.with_name(name), base / "closed" / name, ignore=ignore)
@@ -386,8 +387,6 @@ if os.geteuid() == 0:  # only root can be somebody else
         base = closed.parents[3]
         cache = base / "open" / "cache"
         monkeypatch.setattr(embedded, "CACHE", cache)
-        (base / "data").mkdir()
-        os.chown(base / "data", OTHER, OTHER)
         before = os.umask(0o077)
         try:
             argvs = at_once([lambda: command(closed / "initdb", base / "data")] * 2)
@@ -405,7 +404,5 @@ if os.geteuid() == 0:  # only root can be somebody else
     ) -> None:
         base = closed.parents[3]
         monkeypatch.setattr(embedded, "CACHE", base / "closed" / "cache")
-        (base / "data").mkdir()
-        os.chown(base / "data", OTHER, OTHER)
         with pytest.raises(EmbeddedError, match="DATABASE_URL"):
             command(closed / "initdb", base / "data")

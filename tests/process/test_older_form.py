@@ -1,15 +1,14 @@
-"""A table of the older form is brought up to date, in place, on every PostgreSQL that can be had."""
+"""A table of the older form is brought up to date, in place; tests/system has every other PostgreSQL."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from subprocess import CompletedProcess
 
 import httpx
 import pytest
 
 from service.users.passwords import is_password
-from tests.support.postgres import Cluster, TestDatabase, installed
+from tests.support.postgres import Cluster, TestDatabase
 from tests.support.process import Service
 from tests.support.schemas import create_older_table, everything, make_schema, prepare
 
@@ -53,18 +52,10 @@ class Upgraded:
     done: CompletedProcess[str]
 
 
-@pytest.fixture(scope="module", params=installed().items(), ids=lambda item: f"PostgreSQL {item[0]}")
-def any_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """A cluster of each PostgreSQL that is installed."""
-    programs: Path = request.param[1]
-    with Cluster(programs) as cluster:
-        yield cluster
-
-
 @pytest.fixture(scope="module")
-def upgraded(any_cluster: Cluster) -> Upgraded:
+def upgraded(cluster: Cluster) -> Upgraded:
     """An older table, after `python -m service schema`."""
-    database = any_cluster.create_database()
+    database = cluster.create_database()
     create_older_table(database, [*OLDER_ROWS, STAYS])
     return Upgraded(database, make_schema(database))
 
@@ -131,8 +122,8 @@ def test_a_second_run_does_nothing(upgraded: Upgraded) -> None:
     assert everything(upgraded.database) == before
 
 
-def test_emails_that_differ_by_case_stop_the_upgrade_and_nothing_is_changed(any_cluster: Cluster) -> None:
-    database = any_cluster.create_database()
+def test_emails_that_differ_by_case_stop_the_upgrade_and_nothing_is_changed(cluster: Cluster) -> None:
+    database = cluster.create_database()
     emails = ["ada@example.com", "grace@example.com", "Ada@example.com", "x@example.com", "GRACE@example.com"]
     create_older_table(database, [(email, "correct horse") for email in emails])
     before = everything(database)

@@ -16,7 +16,7 @@ from tests.support.postgres import TestDatabase
 NOTHING = "Nothing was done"
 
 # Seconds between a client's requests: without them all cores are busy hashing, and what is late is late for that.
-THINKS = 0.01
+THINKS = 0.02
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,19 @@ class Load:
         """Count the answers to requests that began after `since`, by status."""
         found = [answer for answer in list(self.answers) if answer.began >= since and method in answer.method]
         return Counter(answer.status for answer in found)
+
+    def unexpected(self, expected: set[int], since: float = 0.0) -> Counter[str]:
+        """Count the other answers to requests that began after `since`.
+
+        A creation may be refused on a busy machine: it hashes, and hashing stands back for all else.
+        """
+        others = [each for each in list(self.answers) if each.began >= since and each.status not in expected]
+        refusals = {"overloaded", "deadline-exceeded"}
+        return Counter(
+            f"{each.method} {each.status} {each.code}"
+            for each in others
+            if not (each.method == "POST" and each.code in refusals and NOTHING in each.detail)
+        )
 
     def go_on(self, moment: float) -> None:
         """Wait until all that began before `moment` is answered, and some of what began after it."""
