@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkout import PYTHON, Checkout, copied
-from tests.support.postgres import PASSWORD, Cluster, TestDatabase, installed
+from tests.support.postgres import PASSWORD, Cluster, TestDatabase
 from tests.support.process import environment
 
 ROWS = """
@@ -72,24 +72,22 @@ def the_one_line(ended: subprocess.CompletedProcess[str]) -> str:
     return ended.stderr
 
 
-@pytest.mark.parametrize("version", sorted(installed()))
-def test_a_backup_is_put_into_a_new_database(checkout: Checkout, version: str) -> None:
-    file = checkout.folder / f"{version}.dump"
-    with Cluster(installed()[version]) as cluster:
-        old, new = cluster.create_database(), cluster.create_database()
-        assert run(checkout, old.environment, "schema").returncode == 0
-        with old.connect() as conn:
-            conn.execute(ROWS)
-        done = run(checkout, old.environment, "backup", str(file))
-        assert (done.returncode, done.stderr) == (0, "")
-        assert file.stat().st_mode & 0o777 == 0o600
-        done = run(checkout, new.environment, "restore", str(file))
-        assert (done.returncode, done.stderr) == (0, "")
-        assert rows(new) == rows(old)
-        with new.connect() as conn:
-            assert conn.execute(ONE_MORE).fetchone() == (2**31 + 500,)
-            readable = "SELECT has_table_privilege('public', 'public.schema_applied', 'SELECT')"
-            assert conn.execute(readable).fetchone() == (True,)
+def test_a_backup_is_put_into_a_new_database(checkout: Checkout, cluster: Cluster) -> None:
+    old, new = cluster.create_database(), cluster.create_database()
+    file = checkout.folder / f"{old.name}.dump"
+    assert run(checkout, old.environment, "schema").returncode == 0
+    with old.connect() as conn:
+        conn.execute(ROWS)
+    done = run(checkout, old.environment, "backup", str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert file.stat().st_mode & 0o777 == 0o600
+    done = run(checkout, new.environment, "restore", str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert rows(new) == rows(old)
+    with new.connect() as conn:
+        assert conn.execute(ONE_MORE).fetchone() == (2**31 + 500,)
+        readable = "SELECT has_table_privilege('public', 'public.schema_applied', 'SELECT')"
+        assert conn.execute(readable).fetchone() == (True,)
 
 
 def test_a_database_with_rows_is_left_as_it_is(checkout: Checkout, full: TestDatabase, backup: Path) -> None:

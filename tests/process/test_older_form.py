@@ -1,4 +1,4 @@
-"""A table of the older form is brought up to date, in place; tests/system has every other PostgreSQL."""
+"""A table of the older form is brought up to date, in place; tests/system repeats it on other versions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,4 @@
-"""Rows of other tables refer to users, in every way that PostgreSQL has, on every PostgreSQL that can be had."""
-
-from collections.abc import Iterator
-from pathlib import Path
+"""Rows of other tables refer to users, in every way that PostgreSQL has; tests/system repeats it on other versions."""
 
 import pytest
 
@@ -9,7 +6,7 @@ from service.database.connection import PooledConnection
 from service.database.outage import Outage
 from service.users.errors import UserReferenced
 from service.users.queries import delete_user, raise_user_referenced
-from tests.support.postgres import Cluster, TestDatabase, installed
+from tests.support.postgres import TestDatabase
 from tests.support.problems import is_problem
 from tests.support.process import Service
 from tests.support.users import create
@@ -27,14 +24,6 @@ LETS_GO = {
     'bigint REFERENCES "user" ON DELETE SET NULL': [(None,)],
     'bigint REFERENCES "user" ON DELETE SET DEFAULT': [(None,)],
 }
-
-
-@pytest.fixture(scope="module", params=installed().items(), ids=lambda item: f"PostgreSQL {item[0]}")
-def database(request: pytest.FixtureRequest) -> Iterator[TestDatabase]:
-    """A database of each PostgreSQL that is installed."""
-    programs: Path = request.param[1]
-    with Cluster(programs) as cluster:
-        yield cluster.create_database()
 
 
 def refer(database: TestDatabase, column: str, user_id: int) -> None:
