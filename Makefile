@@ -67,8 +67,10 @@ quick: .venv/.tests ## run the tests of units and of the API: the inner loop
 test: .venv/.tests ## run the tests against real PostgreSQL
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
+# First those that mostly wait, beside each other; then those that measure. 5: ARGS selects none of them.
 test-system: .venv/.system ## run the tests that need root and Debian's packages
-	@$(BIN)/python -m pytest tests/system $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist worksteal -m 'not alone' tests/system $(ARGS) || [ $$? -eq 5 ]
+	@$(BIN)/python -m pytest -m alone tests/system $(ARGS) || [ $$? -eq 5 ]
 
 bench: .venv/.bench ## measure this service beside others, 70 minutes; ARGS=short: 6 minutes; ARGS=storm: clients that ignore Retry-After, 9 minutes
 	@$(BIN)/python -m tests.bench $(ARGS)

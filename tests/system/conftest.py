@@ -10,7 +10,8 @@ from tests.support.postgres import Cluster, TestDatabase, installed
 from tests.support.process import Service
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "alone: it measures, so that nothing may run beside it")
     if lack := namespaces.missing():
         raise pytest.UsageError(lack)
     try:

@@ -6,9 +6,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from tests.support.polling import until
 from tests.support.postgres import TestDatabase
 from tests.support.process import Service
+
+pytestmark = pytest.mark.alone
 
 
 def core_of(service: Service) -> int:

@@ -16,6 +16,8 @@ from tests.support.postgres import Cluster, TestDatabase
 from tests.support.process import Service
 from tests.system.flood import Flood, drown
 
+pytestmark = pytest.mark.alone
+
 MOST = 512  # MiB
 ENOUGH = 2 * MOST  # it ends there: the rest of the machine needs some too
 SECONDS = 5
@@ -42,7 +44,6 @@ LONG_PATH = b"GET /" + b"a" * 65_000
 LONG_VALUE = READ + b"X-Long: " + b"a" * 65_000
 
 FLOODS = {
-    "1,000 unfinished heads of tiny headers": Flood(1000, READ + TINY_HEADERS),
     "4,000 unfinished heads of tiny headers": Flood(4000, READ + TINY_HEADERS),
     "4,000 unfinished heads with a long value": Flood(4000, LONG_VALUE),
     "4,000 unfinished paths": Flood(4000, LONG_PATH),
@@ -54,7 +55,6 @@ FLOODS = {
     "4,000 bodies of a gigabyte": Flood(4000, sized(b"", 2**30), b" " * 65_536, reads=True),
     "1,000 bodies of one-byte chunks": Flood(1000, CHUNKED, b"1\r\n \r\n" * 1000, reads=True),
     "1,000 unfinished trailers of tiny headers": Flood(1000, CHUNKED + b"1\r\n \r\n0\r\n" + TINY_HEADERS),
-    "500 that never read a script": Flood(500, b"", SCRIPT),
     "4,000 that never read a script": Flood(4000, b"", SCRIPT),
     "4,000 that never read a page": Flood(4000, b"", PAGE),
     "4,000 that never read a user": Flood(4000, b"", (READ + b"\r\n") * 100),

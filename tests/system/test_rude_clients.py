@@ -22,10 +22,12 @@ from tests.support.postgres import Cluster, TestDatabase
 from tests.support.process import Service
 from tests.system.reconnecting import reconnecting
 
+pytestmark = pytest.mark.alone
+
 ROUNDS = 3
 FEW = (16, 64)  # clients: the peak is at one of these
 HONEST = 16  # clients that read users, beside the others
-SHORT, LONG = 0.6, 1.1  # seconds of a measurement: of few clients, and of many
+SHORT, LONG = 0.4, 0.8  # seconds of a measurement: of few clients, and of many
 CONNECTING = 0.7  # seconds until many clients have come
 STARTING = 1.0  # seconds until those in a process of their own have
 
