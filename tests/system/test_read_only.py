@@ -27,7 +27,7 @@ PLACES = {
         ("temporary files have 64 KiB", "1"),
     ],
 )
-def test_it_serves_where(place: str, workers: str, database: TestDatabase) -> None:
+def test_it_serves_where_files_are_read_only(place: str, workers: str, database: TestDatabase) -> None:
     prefix = ["unshare", "--mount", "sh", "-c", f'{{ {PLACES[place]}; }} 2>/dev/null; exec "$@"', "sh"]
     settings = database.environment | {"WORKERS": workers, "TMPDIR": "/mnt"}
     argv = [*prefix, sys.executable, "-m", "service", "serve"]
