@@ -20,7 +20,7 @@ from tests.support.postgres import TestDatabase
 from tests.support.problems import is_problem
 from tests.support.process import Service
 from tests.support.raw_http import Answer, exchange
-from tests.support.sessions import locked
+from tests.support.sessions import locked, waiting
 from tests.support.users import new_user
 
 ROUTES = {
@@ -208,8 +208,8 @@ def test_a_request_without_a_key_is_refused_before_it_waits(database: TestDataba
         mine = f"Authorization: Bearer {keys['read']}"
         with locked(database):
             first = clients.submit(read, mine)
-            while read(mine).status_code != 503:
-                time.sleep(0.05)
+            until(lambda: waiting(database) == 1, "the first has the only thread")
+            is_problem(read(mine), 503, "overloaded")
             is_problem(read(), 401, "unauthenticated")
             is_problem(read(f"Authorization: Bearer {keys['signup']}"), 403, "forbidden")
         assert first.result().status_code == 404

@@ -11,6 +11,7 @@ from typing import Self
 
 import pytest
 
+from service.web.api_keys import add_key
 from tests.support.polling import until
 from tests.support.postgres import TestDatabase
 from tests.support.process import Service
@@ -182,8 +183,11 @@ class Neighbour:
 
 
 @pytest.fixture(scope="module")
-def service(database: TestDatabase) -> Iterator[Service]:
-    with Service({**database.environment, "CORS_ORIGINS": ORIGIN}) as service:
+def service(database: TestDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    file = tmp_path_factory.mktemp("keys") / "api-keys"
+    add_key(file, "anybody", "read")
+    settings = {"API_KEYS_FILE": str(file), "ANONYMOUS_ACCESS": "write", "CORS_ORIGINS": ORIGIN}
+    with Service(database.environment | settings) as service:
         yield service
 
 

@@ -1,3 +1,4 @@
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,11 @@ def test_another_path_does_not_wait_unparsed(early_queue: EarlyQueue, path: byte
 @pytest.mark.parametrize("path", ["/users/1", "/api/users/1"])
 def test_such_a_read_is_refused_unparsed(early_queue: EarlyQueue, path: str) -> None:
     head = f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
-    assert early_queue.refuse(head, "full", 0.0, []).startswith(b"HTTP/1.1 503 ")
+
+    async def refuse() -> bytes:
+        return early_queue.refuse(head, "full", 0.0, [])
+
+    assert asyncio.run(refuse()).startswith(b"HTTP/1.1 503 ")
 
 
 @pytest.mark.parametrize("given", ["api", "/api", "/api/"])
