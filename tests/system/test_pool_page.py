@@ -27,11 +27,12 @@ SETTINGS = {
     "WORKERS": "2",
     "WORKER_THREADS": "4",
     "QUEUE_LENGTH": "64",
-    "QUEUE_WAIT": "13",
-    "LOCK_TIMEOUT": "12",
-    "STATEMENT_TIMEOUT": "12.5",
-    "LEAK_THRESHOLD": "13",
-    "REQUEST_DEADLINE": "14",
+    "QUEUE_WAIT": "47",
+    "LOCK_TIMEOUT": "45",
+    "STATEMENT_TIMEOUT": "46",
+    "LEAK_THRESHOLD": "47",
+    "REQUEST_DEADLINE": "48",
+    "GRACEFUL_SHUTDOWN_TIMEOUT": "49",
     "CONNECT_TIMEOUT": "1",
 }
 THREADS = 8
@@ -107,10 +108,10 @@ def crowded(service: Service, database: TestDatabase) -> Iterator[int]:
 
             def queues() -> bool:
                 if len(asked) < CLIENTS:
-                    asked.append(clients.submit(httpx.get, f"{service.url}/users/1", timeout=30))
+                    asked.append(clients.submit(httpx.get, f"{service.url}/users/1", timeout=60))
                 return all(worker["queue"]["waiting"] for worker in service.client.get("/pool").json()["workers"])
 
-            until(queues, "each worker has a queue", within=8)
+            until(queues, "each worker has a queue")
             yield len(asked) - THREADS
         assert {request.result().status_code for request in asked} == {404}
 
