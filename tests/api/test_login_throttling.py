@@ -8,11 +8,15 @@ import httpx
 import pytest
 from argon2 import PasswordHasher
 
+from tests.support.polling import until
 from tests.support.postgres import TestDatabase
 from tests.support.process import Service
 from tests.support.users import User, create, new_user
 
 LONGER = "UPDATE failed_login SET retry_at = retry_at - interval '1 hour'"
+SELECT_WAITERS = """
+    SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted
+"""
 AGAIN = "UPDATE failed_login SET retry_at = now()"  # the wait is over, the failures are not forgotten
 
 
@@ -127,6 +131,20 @@ def test_parallel_logins_compute_at_most_six_hashes(service: Service, database: 
     assert statuses.count(429) > 500
 
 
+def test_a_login_that_meets_the_last_free_failure_is_refused(
+    client: httpx.Client, database: TestDatabase, user: User
+) -> None:
+    """It began before that one was counted, and waits for its row."""
+    fail(client, user["email"], 1)
+    with database.connect() as conn, ThreadPoolExecutor() as executor:
+        with conn.transaction():
+            conn.execute("UPDATE failed_login SET failures = 5, retry_at = now() + interval '5 s'")
+            late = executor.submit(login, client, user["email"], "correct horse")
+            until(lambda: conn.execute(SELECT_WAITERS).fetchone() == (1,), "it waits for the row")
+        refused = late.result()
+    assert (refused.status_code, refused.headers.get("retry-after")) == (429, "5")
+
+
 def test_a_table_of_failures_that_was_dropped_is_an_outage_for_logins_only(
     client: httpx.Client, database: TestDatabase, user: User
 ) -> None:
@@ -153,14 +171,16 @@ def test_the_time_does_not_tell_what_is_stored(client: httpx.Client, database: T
         emails[name] = create(client)["email"]
         with database.connect() as conn:
             conn.execute('UPDATE "user" SET password_hash = %s WHERE email = %s', (stored, emails[name]))
-    took: dict[str, list[float]] = {name: [] for name in emails}
-    for _ in range(3):
+    quickest = dict.fromkeys(emails, 60.0)  # what disturbs a measurement only adds to it
+    for rounds in range(20):
         for name, email in emails.items():
             start = perf_counter()
             fail(client, email, 1)
-            took[name].append(perf_counter() - start)
-    quickest = {name: min(times) for name, times in took.items()}  # what disturbs a measurement only adds to it
-    assert max(quickest.values()) - min(quickest.values()) < 0.05, quickest
+            quickest[name] = min(quickest[name], perf_counter() - start)
+        run(database, "DELETE FROM failed_login")
+        if rounds and max(quickest.values()) - min(quickest.values()) < 0.05:
+            return
+    raise AssertionError(quickest)
 
 
 def test_a_refusal_takes_no_hash(client: httpx.Client, user: User) -> None:
