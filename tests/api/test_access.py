@@ -124,7 +124,8 @@ def wrong_ways(key: str, other: str) -> list[list[str]]:
     ]
 
 
-def test_the_table_above_has_every_route() -> None:
+def test_the_table_above_has_every_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.telemetry.log.configure", lambda *_: None)  # the log of this process is pytest's
     routes = create_app(Settings()).routes
     found = {(method, route.path_format) for route in routes for method in route.methods - {"HEAD"}}  # type: ignore[attr-defined]
     assert found == set(ROUTES)
@@ -199,7 +200,7 @@ def test_a_request_without_a_key_is_refused_before_its_body_is_read(service: Ser
 
 
 def test_a_request_without_a_key_is_refused_before_it_waits(database: TestDatabase, file: Path, keys: Keys) -> None:
-    small = {"API_KEYS_FILE": str(file), "WORKER_THREADS": "1", "QUEUE_LENGTH": "0"}
+    small = {"API_KEYS_FILE": str(file), "WORKER_THREADS": "1", "QUEUE_LENGTH": "0", "LOCK_TIMEOUT": "4"}
     with Service(database.environment | small) as service, ThreadPoolExecutor(1) as clients:
 
         def read(*headers: str) -> Answer:

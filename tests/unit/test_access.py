@@ -121,7 +121,10 @@ def include(app: FastAPI) -> None:
     ],
     ids=["a router", "a route of Starlette", "a web socket", "an application", "a mount"],
 )
-def test_a_route_of_another_class_stops_the_start(add: Callable[[FastAPI], None]) -> None:
+def test_a_route_of_another_class_stops_the_start(
+    add: Callable[[FastAPI], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.telemetry.log.configure", lambda *_: None)  # the log of this process is pytest's
     app = create_app(Settings())
     add(app)
 
