@@ -19,7 +19,7 @@ from uvicorn.supervisors import ChangeReload
 
 from service import settings as environment
 from service.app import UPGRADES
-from service.database.budget import ServerUnfit
+from service.database.refusals import ServerUnfit
 from service.database.schema import SCHEMA, SchemaError
 from service.extras import client_programs, embedded, systemd
 from service.extras.client_programs import ProgramError
@@ -72,9 +72,12 @@ def main() -> None:
     # The terminal was closed: end, as at SIGTERM. With several workers, uvicorn replaces them one by one at SIGHUP.
     signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
-        for line in environment.near_misses():
+        for line in (*environment.remove_libpq_variables(), *environment.near_misses()):
             warn(line)
-        command(environment.load(), **arguments)
+        settings = environment.load()
+        for line in settings.warnings:
+            warn(line)
+        command(settings, **arguments)
     except (
         SettingsError,
         EmbeddedError,
@@ -124,8 +127,9 @@ def check(settings: Settings) -> None:
         value = getattr(settings, name)
         print(f"{name.upper()}={'' if value is None else value}")
     with _with_database(settings, report) as configured:
-        session, budget = inspect_server(configured.server, configured, report)
-    print(f"PostgreSQL {budget.version}{' behind a transaction pooler' if session.session_setup else ''}")
+        session, budget, encryption = inspect_server(configured.server, configured, report)
+    print(f"PostgreSQL {budget.version}{' behind a pooler' if session.session_setup else ''}")
+    print(f"TLS: {encryption}")
     print(f"connections: {budget}")
 
 

@@ -181,6 +181,7 @@ def _limits_reported() -> Iterator[None]:
 def _settings_or_exit() -> Settings:
     try:
         environment.export_telemetry()
+        environment.remove_libpq_variables()
         settings = environment.load()
         settings.server()  # refuse to start without a database, as `serve` does: any ASGI server may be in production
     except environment.SettingsError as exc:

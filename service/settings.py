@@ -14,9 +14,18 @@ from typing import Annotated, Any, Literal, Self
 
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
-from psycopg import ProgrammingError
+from psycopg import ProgrammingError, pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic.types import StringConstraints
 
 # PostgreSQL counts milliseconds, and takes 0 as no limit.
@@ -29,11 +38,37 @@ RootPath = Annotated[
     BeforeValidator(lambda value: f"/{value.strip('/')}".rstrip("/")),
 ]
 
+
+# libpq reads its variables at every connection, and a connection string cannot override PGTZ or PGSERVICE. What the
+# settings say counts alone, but for the paths of certificates.
+LIBPQ_VARIABLE = re.compile(r"PG[A-Z_]+")
+KEPT_VARIABLES = {"PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY", "PGSSLCRL", "PGSSLCRLDIR"}
+
+URL_SCHEME = re.compile(r"^(jdbc:)?postgres(ql)?(\+\w+)?://")  # SQLAlchemy appends the driver
+LIBPQ_PARAMETERS = {option.keyword.decode() for option in pq.Conninfo.parse(b"")} | {"ssl"}  # ssl=true is JDBC's
+
+# Parameters that other libraries and providers put into a URL. libpq would refuse them.
+FOREIGN_PARAMETERS = {
+    *("pgbouncer", "schema", "connection_limit", "pool_timeout", "socket_timeout", "statement_cache_size"),  # Prisma
+    *("sslaccept", "sslidentity", "single_use_connections"),  # Prisma
+    *("pool", "pool_size", "max_overflow", "prepared_statements", "encoding", "charset", "serverVersion"),
+    *("pool_max_conns", "pool_min_conns", "default_query_exec_mode", "statement_cache_capacity"),  # pgx
+    *("prepareThreshold", "preparedStatementCacheQueries", "currentSchema", "reWriteBatchedInserts"),  # JDBC
+    *("prepared_statement_cache_size", "command_timeout", "conn_max_age"),  # asyncpg, Django
+    *("supa", "workaround", "uselibpqcompat", "timezone"),  # Supabase, node-postgres
+}
+
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?")
 
 
 class SettingsError(Exception):
     """One line for each mistake: the variable, its value (never a secret), and what it takes."""
+
+
+def _check_ports(ports: str) -> str:
+    if not all(port.isdecimal() and 0 < int(port) < 65536 for port in ports.split(",")):  # noqa: PLR2004
+        raise ValueError(ports)
+    return ports
 
 
 def setting(default: Any, takes: str, **limits: Any) -> Any:  # noqa: ANN401 - as pydantic's Field
@@ -52,7 +87,9 @@ class Settings(BaseModel):
         "a host name, an address, or the directory of a Unix socket; several are separated by commas, and the one that"
         " takes writes is used",
     )
-    database_port: int = setting(5432, "a port, 1 to 65535", ge=1, le=65535)
+    database_port: Annotated[str, AfterValidator(_check_ports)] = setting(
+        "5432", "a port, 1 to 65535; of several hosts one for all, or one for each, separated by commas"
+    )
     database_name: str | None = setting(None, "the name of the database")
     database_username: str | None = setting(None, "the role to connect as")
     database_password: SecretStr | None = setting(None, "the role's password, if it has one")
@@ -136,15 +173,14 @@ class Settings(BaseModel):
         if self.database_url is not None:
             if given:
                 raise ValueError(f"DATABASE_URL and {given[0].upper()} are both set: keep one of the two forms")
-            if not _is_conninfo(self.database_url.get_secret_value()):
-                raise ValueError(
-                    "DATABASE_URL holds no valid URL: it takes postgresql://user:password@host:port/name,"
-                    " with special characters of the password percent-encoded (@ is %40, / is %2F)"
-                )
+            _read_url(self.database_url.get_secret_value())
         elif given:
             for name in ("database_hostname", "database_name", "database_username"):
                 if name not in given:
                     raise ValueError(f"{name.upper()} is missing: it takes {takes(name)}; {given[0].upper()} is set")
+        hosts, ports = ((value or "").count(",") for value in (self.database_hostname, self.database_port))
+        if ports not in (0, hosts):
+            raise ValueError(f"DATABASE_PORT={self.database_port!r}: it takes {takes('database_port')}")
         if self.database_password is not None and self.database_password_file is not None:
             raise ValueError("DATABASE_PASSWORD and DATABASE_PASSWORD_FILE are both set: keep one")
         return self
@@ -193,6 +229,12 @@ class Settings(BaseModel):
         """Whether only this machine is answered."""
         return self.api_keys_file is None and self.anonymous_access is None
 
+    @property
+    def warnings(self) -> list[str]:
+        """What is set and has no effect."""
+        ignored = _read_url(self.database_url.get_secret_value())[1] if self.database_url else []
+        return [f"DATABASE_URL: ignored, as they are for other libraries: {', '.join(ignored)}"] if ignored else []
+
     def server(self) -> str:
         """Return the configured server as a libpq connection string, password included.
 
@@ -204,7 +246,7 @@ class Settings(BaseModel):
                 " Only `make run` starts a PostgreSQL of its own"
             )
         if self.database_url is not None:
-            return self.database_url.get_secret_value()
+            return _read_url(self.database_url.get_secret_value())[0]
         return make_conninfo(
             host=self.database_hostname,
             port=self.database_port,
@@ -228,15 +270,39 @@ def _items(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
+def _read_url(url: str) -> tuple[str, list[str]]:
+    """Return `url` as libpq takes it, and the parameters for other libraries, which are left out of it.
+
+    Raises ValueError, which names parameters and quotes no value.
+    """
+    base, _, query = URL_SCHEME.sub("postgresql://", url).partition("?")
+    kept, ignored, unknown = [], [], []
+    for parameter in query.split("&") if query else ():
+        name = parameter.partition("=")[0]
+        if name in FOREIGN_PARAMETERS:
+            ignored.append(name)
+        else:
+            kept.append(parameter)
+            unknown += [] if name in LIBPQ_PARAMETERS else [name]
+    if unknown and _is_conninfo(base) and "@" not in query:  # else the ? may be one of the password's
+        raise ValueError(f"DATABASE_URL has a parameter that libpq does not know: remove {', '.join(unknown)}")
+    server = f"{base}?{'&'.join(kept)}" if kept else base
+    if unknown or not _is_conninfo(server):
+        raise ValueError(
+            "DATABASE_URL holds no valid URL: it takes postgresql://user:password@host:port/name,"
+            " with special characters of the password percent-encoded (@ is %40, / is %2F, ? is %3F)"
+        )
+    return server, ignored
+
+
 def _is_conninfo(text: str) -> bool:
     """Return whether libpq parses `text` as intended: an unescaped @ or / in the password ends up in the host."""
     try:
         parts = conninfo_to_dict(text)
-    except ProgrammingError:  # its message would quote the password
+        _check_ports(",".join(port or "5432" for port in str(parts.get("port", "")).split(",")))
+    except (ProgrammingError, ValueError):  # the message of libpq would quote the password
         return False
-    ports = [port for port in str(parts.get("port", "")).split(",") if port]
-    misread = f"{parts.get('host', '')}{parts.get('dbname', '')}"
-    return "@" not in misread and all(port.isdecimal() and 0 < int(port) < 65536 for port in ports)  # noqa: PLR2004
+    return "@" not in f"{parts.get('host', '')}{parts.get('dbname', '')}"
 
 
 def takes(name: str) -> str:
@@ -252,10 +318,9 @@ def load(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) 
     """
     environ = os.environ if environ is None else environ
     found = {**_read(dotenv), **environ}
+    given = {name: _strip(name, found.get(name.upper(), "")) for name in Settings.model_fields}
     try:
-        settings = Settings.model_validate(
-            {name: found[name.upper()] for name in Settings.model_fields if found.get(name.upper())}
-        )
+        settings = Settings.model_validate({name: value for name, value in given.items() if value})
     except ValidationError as exc:
         raise SettingsError("\n".join(_line(error) for error in exc.errors())) from None
     if settings.has_database:
@@ -282,6 +347,22 @@ def export_telemetry(dotenv: Path = Path(".env")) -> None:
     for name, value in _read(dotenv).items():
         if name.startswith("OTEL_"):
             os.environ.setdefault(name, value)
+
+
+def remove_libpq_variables() -> list[str]:
+    """Remove libpq's variables from the environment of this process and of its children; return a warning."""
+    names = [name for name in os.environ if LIBPQ_VARIABLE.fullmatch(name) and name not in KEPT_VARIABLES]
+    for name in names:
+        del os.environ[name]
+    return [f"ignored, as the settings alone say how to connect: {', '.join(sorted(names))}"] if names else []
+
+
+def _strip(name: str, value: str) -> str:
+    """Return `value` without the spaces and quotes around it, which `docker --env-file` keeps; but not a password."""
+    if name == "database_password":
+        return value
+    value = value.strip()
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -106,6 +106,63 @@ def test_a_database_named_twice_or_by_half_is_refused(given: dict[str, str], nam
     assert line.count("\n") == 0
 
 
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("postgresql://u:p@h/d?sslmod=require", "sslmod"),
+        ("postgresql://u:p@h/d?sslmode=require&pgbouncer=true&poolsize=3", "poolsize"),
+        (f"postgresql://u:{SECRET}?a=1@h/d", "%3F"),
+        (f"postgresql://u:{SECRET}/a@h/d", "%2F"),
+        (f"postgresql://u:{SECRET}@a@h/d", "%40"),
+        (f"postgresql://u:1?{SECRET}=1@h/d", "%3F"),
+        (f"postgresql://u:{SECRET}@h:port/d", "valid URL"),
+        (f"mysql://u:{SECRET}@h/d", "valid URL"),
+    ],
+)
+def test_a_url_that_libpq_would_misread_is_refused_without_its_password(url: str, told: str) -> None:
+    with pytest.raises(SettingsError, match=told) as refused:
+        load({"DATABASE_URL": url}, NO_FILE)
+    assert SECRET not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "server"),
+    [
+        ("postgres://u:p@h/d?pgbouncer=true", "postgresql://u:p@h/d"),
+        ("postgresql+asyncpg://u:p@h/d?schema=public&sslmode=require", "postgresql://u:p@h/d?sslmode=require"),
+        ("jdbc:postgresql://h/d?user=u&password=p&prepareThreshold=0", "postgresql://h/d?user=u&password=p"),
+        ('"postgresql://u:p@h/d"\n', "postgresql://u:p@h/d"),
+        (" 'postgresql://u:p@h:1,i:2/d?connection_limit=5' ", "postgresql://u:p@h:1,i:2/d"),
+        ("host=h dbname=d user=u", "host=h dbname=d user=u"),
+    ],
+)
+def test_a_url_of_another_library_is_read(given: str, server: str) -> None:
+    assert load({"DATABASE_URL": given}, NO_FILE).server() == server
+
+
+@pytest.mark.parametrize(
+    ("hosts", "ports", "fits"),
+    [("a,b", "1,2", True), ("a,b", "5433", True), ("a,b", "1,2,3", False), ("a", "1,2", False), ("a,b", "1,", False)],
+)
+def test_several_hosts_have_one_port_or_one_each(hosts: str, ports: str, *, fits: bool) -> None:
+    given = {"DATABASE_NAME": "d", "DATABASE_USERNAME": "u", "DATABASE_HOSTNAME": hosts, "DATABASE_PORT": ports}
+    if fits:
+        assert f"port={ports}" in load(given, NO_FILE).server()
+    else:
+        with pytest.raises(SettingsError, match=f"^DATABASE_PORT='{ports}': it takes"):
+            load(given, NO_FILE)
+
+
+def test_spaces_and_quotes_around_a_password_are_a_part_of_it() -> None:
+    given = load(
+        {"DATABASE_NAME": "d", "DATABASE_USERNAME": "u", "DATABASE_HOSTNAME": "h", "DATABASE_PASSWORD": '" a "'},
+        NO_FILE,
+    )
+    assert given.database_password
+    assert given.database_password.get_secret_value() == '" a "'
+
+
 @pytest.mark.parametrize("origin", [
     "app.example.com", "https://app.example.com/", "https://app.example.com/path", "https://", "null",
     "https://*.example.com", "https://user@app.example.com", "https://app.example.com:port", "https://a b.com",
