@@ -9,9 +9,10 @@ from types import FrameType
 
 import psycopg
 
-from service.database import budget, collations, schema, sessions
-from service.database.budget import Budget, ServerUnfit
+from service.database import budget, collations, rights, schema, sessions
+from service.database.budget import Budget
 from service.database.pool import Database
+from service.database.refusals import ConnectFailed, ServerUnfit, one_line
 from service.database.schema import Report, SchemaError, Upgrade
 from service.database.sessions import Session
 from service.settings import Settings, SettingsError
@@ -24,16 +25,6 @@ RETRY_INTERVAL = 0.5  # seconds: requests are served within a second of the data
 # Seconds until a worker begins to answer /livez and /readyz, although the database has not answered.
 START_TIMEOUT = 2.0
 
-# A refused connection carries no SQLSTATE. These words name errors that a retry does not fix.
-PERMANENT_ERRORS = (
-    "authentication failed",
-    "does not exist",
-    "no password supplied",
-    "not permitted to log in",
-    "pg_hba.conf",
-    "invalid",  # such as an unknown sslmode
-)
-
 
 class ServerUnreachable(Exception):
     """The server does not answer, or not yet."""
@@ -43,25 +34,29 @@ class ServerRefused(Exception):
     """The server answered that these credentials, or this database, are wrong."""
 
 
-def inspect_server(server: Callable[[], str], settings: Settings, report: Report) -> tuple[Session, Budget]:
+def inspect_server(server: Callable[[], str], settings: Settings, report: Report) -> tuple[Session, Budget, str]:
     """Find out how to talk to the server, and check that it can serve `settings`; change nothing.
 
-    Costs a connection and three round trips. Raises ServerUnreachable when a retry may help, and ServerRefused or
+    The last value says whether TLS is in force.
+
+    Costs a connection and five round trips. Raises ServerUnreachable when a retry may help, and ServerRefused or
     ServerUnfit when it does not. The text of each is one line that says what is wrong.
     """
-    with _inspected(server, settings, report) as (session, found, _):
-        return session, found
+    with _inspected(server, settings, report) as (session, found, conn):
+        rights.check(conn)
+        return session, found, sessions.encryption(conn)
 
 
 def prepare_server(
     server: Callable[[], str], settings: Settings, upgrades: Sequence[Upgrade], report: Report
 ) -> Session:
-    """Inspect the server and apply the schema: two more round trips when the schema is up to date.
+    """Inspect the server and apply the schema: three more round trips when the schema is up to date.
 
     Raises what `inspect_server` raises, and SchemaError.
     """
     with _inspected(server, settings, report) as (session, _, conn):
         schema.apply(conn, session, upgrades, report)
+        rights.check(conn)
         return session
 
 
@@ -69,20 +64,21 @@ def prepare_server(
 def _inspected(
     server: Callable[[], str], settings: Settings, report: Report
 ) -> Iterator[tuple[Session, Budget, psycopg.Connection]]:
+    source = "DATABASE_URL" if settings.database_url else "the database"
     try:
         session, conn = sessions.negotiate(server, settings)
         with conn:
-            found = budget.read(conn, settings)
+            found = budget.read(conn, session, settings)
             found.check()
             if names := collations.mismatches(conn):
                 report(collations.warning(names))
             yield session, found, conn
+    except ConnectFailed as exc:
+        failure = ServerRefused if exc.refusal.is_permanent else ServerUnreachable
+        raise failure(f"{source}: {exc}") from exc
     except psycopg.Error as exc:
-        source = "DATABASE_URL" if settings.database_url else "the database"
-        text = f"{source}: {' '.join(str(exc).split())}"  # libpq's messages never hold the password
-        if not isinstance(exc, psycopg.OperationalError) or any(error in text for error in PERMANENT_ERRORS):
-            raise ServerRefused(text) from exc
-        raise ServerUnreachable(text) from exc
+        failure = ServerUnreachable if isinstance(exc, psycopg.OperationalError) else ServerRefused
+        raise failure(f"{source}: {one_line(exc)}") from exc
 
 
 class Startup:

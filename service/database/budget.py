@@ -5,11 +5,16 @@ from typing import Any
 
 from psycopg import Connection
 
+from service.database import poolers
+from service.database.poolers import PoolerLimits
+from service.database.refusals import ServerUnfit
+from service.database.sessions import Session
 from service.settings import Settings
 
 OLDEST_VERSION = 140000
 
-# All limits in one round trip. PostgreSQL has `reserved_connections` since version 16.
+# All limits in one round trip. PostgreSQL has `reserved_connections` since version 16. It hides backend_type from other
+# roles: what has a user and a database counts.
 SELECT_LIMITS = """
     SELECT current_setting('server_version'),
            current_setting('server_version_num')::int,
@@ -19,12 +24,9 @@ SELECT_LIMITS = """
            coalesce(current_setting('reserved_connections', true)::int, 0),
            (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user),
            (SELECT datconnlimit FROM pg_database WHERE datname = current_database()),
-           (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid())
+           (SELECT count(*) FROM pg_stat_activity
+            WHERE usesysid IS NOT NULL AND datid IS NOT NULL AND pid <> pg_backend_pid())
 """
-
-
-class ServerUnfit(Exception):
-    """The server cannot serve this configuration; the text gives the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Budget:
     role_limit: int  # -1: none
     database_limit: int  # -1: none
     in_use: int  # by all other clients, at the moment
+    pooled: bool  # whether a pooler stands before the server, whose own limits then do not count
+    pooler: PoolerLimits | None  # None when it is not known
     workers: int
     threads: int
     instances: int
@@ -50,20 +54,30 @@ class Budget:
         return self.workers * self.threads * self.instances
 
     @property
-    def allowed(self) -> int:
-        """How many connections the tightest limit allows."""
-        limits = [self.max_connections - self.superuser_reserved - self.reserved, self.role_limit, self.database_limit]
-        return min(limit for limit in limits if limit >= 0)
+    def limits(self) -> dict[str, int]:
+        """The limits that count, and how many connections each allows."""
+        if self.pooler:
+            limits = {f"max_client_conn {self.pooler.clients} of the pooler": self.pooler.clients}
+            if self.pooler.mode == "session":
+                limits[f"{self.pooler.servers} server connections of its session mode"] = self.pooler.servers
+            return limits
+        if self.pooled:
+            return {}
+        reserved = self.superuser_reserved + self.reserved
+        limits = {
+            f"max_connections {self.max_connections} - {reserved} reserved": self.max_connections - reserved,
+            f"role limit {self.role_limit}": self.role_limit,
+            f"database limit {self.database_limit}": self.database_limit,
+        }
+        return {name: limit for name, limit in limits.items() if limit >= 0}
 
     def __str__(self) -> str:
         """Return the sum in words."""
-        limits = f"max_connections {self.max_connections} - {self.superuser_reserved + self.reserved} reserved"
-        limits += "" if self.role_limit < 0 else f", role limit {self.role_limit}"
-        limits += "" if self.database_limit < 0 else f", database limit {self.database_limit}"
-        return (
-            f"{self.needed} needed = {self.workers} workers x {self.threads} threads x {self.instances} instances;"
-            f" {self.allowed} allowed = {limits}; {self.in_use} in use by others now"
-        )
+        needed = f"{self.needed} needed = {self.workers} workers x {self.threads} threads x {self.instances} instances"
+        if not self.limits:
+            return f"{needed}; what the pooler allows is not known, as this role is not one of its stats_users"
+        allowed = f"{needed}; {min(self.limits.values())} allowed = {', '.join(self.limits)}"
+        return allowed if self.pooled else f"{allowed}; {self.in_use} in use by others now"
 
     def check(self) -> None:
         """Raise ServerUnfit unless the server can serve this configuration."""
@@ -71,15 +85,24 @@ class Budget:
             raise ServerUnfit(f"PostgreSQL {self.version} is too old: 14 or newer is needed")
         if self.encoding != "UTF8":
             raise ServerUnfit(f"the database's encoding is {self.encoding}: create it with ENCODING 'UTF8'")
-        if self.needed > self.allowed:
+        if self.pooler and self.pooler.mode == "statement":
+            raise ServerUnfit(poolers.STATEMENT_MODE)
+        if self.limits and self.needed > min(self.limits.values()):
             raise ServerUnfit(
                 f"the connections do not fit: {self}. Lower WORKERS or WORKER_THREADS, or raise the limit"
             )
 
 
-def read(conn: Connection[Any], settings: Settings) -> Budget:
-    """Read the server's limits: one round trip."""
+def read(conn: Connection[Any], session: Session, settings: Settings) -> Budget:
+    """Read the limits of the server: one round trip. Those of a pooler cost connections.
+
+    Raises ServerUnfit, psycopg.Error and ConnectFailed.
+    """
     row = conn.execute(SELECT_LIMITS).fetchone()
     assert row is not None  # noqa: S101 - a SELECT without FROM has one row
-    ours: tuple[Any, ...] = (settings.workers, settings.worker_threads, settings.instances)
+    pooled = bool(session.session_setup)
+    limits = poolers.read_limits(session, conn.info.dbname) if pooled else None
+    if pooled and limits is None:
+        poolers.check_mode(session, conn, settings.worker_threads)
+    ours: tuple[Any, ...] = (pooled, limits, settings.workers, settings.worker_threads, settings.instances)
     return Budget(*row, *ours)

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from typing import Any, Self
 
@@ -14,6 +14,8 @@ from psycopg.pq.abc import PGresult
 from psycopg.rows import TupleRow
 
 from service.database.outage import Outage
+from service.database.refusals import explain, one_line
+from service.database.sessions import connect_for_writes
 from service.telemetry import metrics
 
 PARAMETER = re.compile(r"%\((\w+)\)s")
@@ -34,10 +36,10 @@ class PooledConnection(Connection[TupleRow]):
         """Connect, and have `outage` begin or end. Raises OperationalError."""
         started = time.monotonic()
         try:
-            conn = super().connect(conninfo, **kwargs)
+            conn = connect_for_writes(super().connect, conninfo, **kwargs)
         except OperationalError as exc:
             metrics.CONNECTION_FAILURES.inc()
-            outage.begin(exc)
+            outage.begin(one_line(exc), partial(explain, conninfo, exc))
             raise
         outage.end()
         metrics.CONNECTION_CREATE_TIME.observe(time.monotonic() - started)

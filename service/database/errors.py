@@ -13,6 +13,8 @@ import logging
 
 from psycopg import Error, OperationalError, errors
 
+from service.database.refusals import Refusal
+
 logger = logging.getLogger(__name__)
 
 # A server that ends a session says so with one of these.
@@ -26,9 +28,6 @@ SESSION_ENDED = (
 # What an administrator changed under the running service: a table is being restored, a privilege was revoked, a
 # sequence has a limit.
 STATEMENT_REFUSED = (errors.UndefinedTable, errors.InsufficientPrivilege, errors.SequenceGeneratorLimitExceeded)
-
-# A failed connect carries no SQLSTATE: 53300 is known by its words.
-NO_CONNECTION_LEFT = ("too many connections", "too many clients", "connection slots")
 
 
 class DatabaseFailure(Exception):
@@ -59,9 +58,9 @@ class ConnectionCut(OutcomeUnknown):
     """The watchdog cut the connection at the request's deadline."""
 
 
-def connect_failure(error: Exception | None) -> DatabaseUnavailable:
-    """Return what it means that no connection can be had, when `error` is the last reason."""
-    if any(words in str(error) for words in NO_CONNECTION_LEFT):
+def connect_failure(refusal: Refusal | None) -> DatabaseUnavailable:
+    """Return what it means that no connection can be had, when `refusal` is that of the last attempt."""
+    if refusal and refusal.is_limit:
         return TooManyConnections("the server has no connection left")
     return DatabaseUnavailable("the server cannot be reached")
 

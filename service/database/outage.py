@@ -3,6 +3,9 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
+
+from service.database.refusals import Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -11,37 +14,56 @@ logger = logging.getLogger(__name__)
 PATIENCE = 1.0
 LEAST_PATIENCE = 0.05
 
+UP_FOR = 2.0  # seconds after a statement was served for which the server counts as up
+
 
 class Outage:
-    """Begins with a connection that cannot be made and ends with one that can. Logs each once. Thread-safe."""
+    """Begins with a connection that cannot be made and ends with one that can. Logs each once. Thread-safe.
+
+    A connection that serves requests shows that the server is up, although another one cannot be made: at a limit.
+    """
 
     def __init__(self) -> None:
-        self.error: Exception | None = None  # of the newest attempt to connect; None when it succeeded
+        self.refusal: Refusal | None = None  # of the newest attempt to connect; None when it succeeded
+        self.served_at = 0.0  # when a connection was last used without an error, on the monotonic clock
         self._began_at = 0.0
         self._attempts = 0
         self._lock = threading.Lock()  # the pool connects on several threads
 
-    def begin(self, error: Exception) -> None:
-        """Note that no connection can be made."""
+    @property
+    def error(self) -> str:
+        """Why the server is taken to be down; empty when it is not."""
+        refusal = self.refusal
+        return refusal.text if refusal and self.served_at < time.monotonic() - UP_FOR else ""
+
+    def begin(self, text: str, explain: Callable[[], Refusal]) -> None:
+        """Note that no connection can be made. Call `explain`, which takes another attempt, for a new text."""
+        noted = Refusal(text)
         with self._lock:
-            begins = self.error is None
-            if begins:
+            begins, known = self.refusal is None, self.refusal is not None and self.refusal.text == text
+            if begins or self.served_at > self._began_at:
                 self._began_at, self._attempts = time.monotonic(), 0
             self._attempts += 1
-            self.error = error
+            if not known:
+                self.refusal = noted
         if begins:
-            logger.error("cannot connect: %s", " ".join(str(error).split()))
+            logger.error("cannot connect: %s", text)
+        if not known:
+            explained = explain()
+            with self._lock:
+                if self.refusal is noted:
+                    self.refusal = explained
 
     def end(self) -> None:
         """Note that a connection was made."""
         with self._lock:
-            ends, self.error = self.error is not None, None
+            ends, self.refusal = self.refusal is not None, None
             seconds = time.monotonic() - self._began_at
         if ends:
             logger.info("connected again, %.1f s and %d attempts later", seconds, self._attempts)
 
     def patience(self) -> float:
         """Return how many seconds a request may wait for a connection."""
-        if self.error is None:
+        if self.refusal is None:
             return PATIENCE
         return max(LEAST_PATIENCE, self._began_at + PATIENCE - time.monotonic())

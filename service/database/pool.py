@@ -4,10 +4,12 @@ The pool has exactly as many connections as the worker has threads, and an endpo
 inside its own body. So a running thread always finds a connection free; it waits only while PostgreSQL is away.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from types import TracebackType
 
 from psycopg import Error, OperationalError, errors
@@ -23,11 +25,14 @@ from service.database.errors import (
     statement_failure,
 )
 from service.database.outage import Outage
+from service.database.refusals import ConnectFailed, Refusal
 from service.database.sessions import Session
 from service.database.watchdog import Watchdog, time_left
 from service.settings import SettingsError
 from service.telemetry import metrics
 from service.telemetry.record import RECORD
+
+logger = logging.getLogger(__name__)
 
 # Seconds until psycopg_pool gives up connecting, with a delay that doubles from attempt to attempt. At its default of
 # 300 s a pool came back 46 s after a long outage, at 0.5 s 0.07 s.
@@ -67,18 +72,18 @@ class Database:
 
         def conninfo() -> str:
             try:
-                return session.conninfo()
+                return self._session.conninfo()
             except SettingsError as exc:  # the file with the password cannot be read
-                self.outage.begin(exc)
+                self.outage.begin(str(exc), partial(Refusal, str(exc)))
                 raise
 
         if self._closed.is_set():  # while the server was being prepared
             return
-        self._session_setup = session.session_setup.encode()
+        self._use(session)
         self._pool = Pool(
             conninfo,
             connection_class=self._connection_class(),
-            kwargs={**session.arguments, "outage": self.outage},
+            kwargs=lambda: {**self._session.arguments, "outage": self.outage},
             min_size=self._size,
             max_size=self._size,
             open=True,
@@ -123,11 +128,25 @@ class Database:
         if self._pool:
             self._pool.close()
 
+    def _use(self, session: Session) -> None:
+        self._session = session
+        self._session_setup = session.session_setup.encode()
+
     def _refill(self, pool: Pool) -> None:
         """Have a pool that gave up connecting try again: by itself it does so only for a request."""
         while not self._closed.wait(RECONNECT_TIMEOUT):
             if pool.get_stats()["pool_size"] < self._size:
+                self._adapt_to_pooler()
                 pool.check()
+
+    def _adapt_to_pooler(self) -> None:
+        """Connect without options from now on when only that succeeds: a pooler took the place of the server."""
+        refusal, pooled = self.outage.refusal, self._session.pooled
+        if refusal and refusal.may_be_about_options and pooled:
+            with suppress(ConnectFailed, SettingsError):
+                pooled.connect().close()
+                logger.warning("a pooler answers in the place of PostgreSQL: each transaction sets its timeouts")
+                self._use(pooled)
 
     def _check(self, conn: PooledConnection) -> None:
         try:
@@ -154,9 +173,9 @@ class Checkout:
             self._conn = self._pool.getconn(patience)
         except (PoolTimeout, PoolClosed) as exc:
             metrics.CONNECTION_TIMEOUTS.inc()
-            if not patience and outage.error is None:
+            if not patience and outage.refusal is None:
                 raise DeadlineExceeded("the request had no time left to borrow a connection") from exc
-            raise connect_failure(outage.error) from exc
+            raise connect_failure(outage.refusal) from exc
         self._lease = self._watchdog.begin(self._conn)
         self._record = RECORD.get()
         self._record.waited = (self._record.waited or 0) + self._lease.since - started
@@ -164,7 +183,10 @@ class Checkout:
 
     def __exit__(self, _: type[BaseException] | None, exc: BaseException | None, __: TracebackType | None) -> None:
         self._watchdog.end(self._lease)
-        self._record.held = (self._record.held or 0) + time.monotonic() - self._lease.since
+        ended = time.monotonic()
+        self._record.held = (self._record.held or 0) + ended - self._lease.since
+        if exc is None:
+            self._database.outage.served_at = ended
         try:
             if isinstance(exc, Error):
                 self._translate(exc)

@@ -5,15 +5,19 @@ client's SET stays for the next client. So behind a pooler each transaction begi
 and it costs two round trips more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import OperationalError
 
+from service.database import libpq
+from service.database.refusals import ConnectFailed, explain
 from service.settings import Settings
+
+C = TypeVar("C", bound=psycopg.Connection[Any])
 
 # Both sides give up a peer that has vanished after 8 s at most: the first setting ends a send, the others a wait.
 # By default, the server would keep the session of a vanished client for two hours, within max_connections.
@@ -23,9 +27,12 @@ KEEPALIVES = {"idle": 5, "interval": 1, "count": 3}
 # A setting of our own: the session has it only if the server received our options.
 OPTIONS_MARKER = "-c service.options=received"
 
-SELECT_OPTIONS_MARKER = """
-    SELECT current_setting('service.options', true) = 'received'
+SELECT_STATE = """
+    SELECT current_setting('service.options', true) AS options, current_setting('transaction_read_only') AS read_only
 """
+
+TAKES_WRITES = "read-write"  # libpq's target_session_attrs
+READ_ONLY = "session is read-only"  # libpq's error, which is never translated
 
 
 @dataclass(frozen=True)
@@ -36,12 +43,12 @@ class Session:
     parameters: dict[str, Any]
     options: str
     session_setup: str = ""  # SQL for the beginning of each transaction; empty when the options set everything
+    pooled: "Session | None" = None  # how to connect when a pooler takes the place of the server
 
     def conninfo(self) -> str:
         """Return the connection string. The parameters in DATABASE_URL override the defaults."""
         given = conninfo_to_dict(self.server())
-        if self.options:
-            given["options"] = f"{self.options} {given.get('options', '')}".strip()
+        given["options"] = f"{self.options} {given.get('options', '')}".strip()
         return make_conninfo(**{**self.parameters, **given, "client_encoding": "UTF8"})
 
     @property
@@ -50,14 +57,76 @@ class Session:
         return {"autocommit": True, **({"prepare_threshold": None} if self.session_setup else {})}
 
     def connect(self) -> psycopg.Connection:
-        """Open a connection. Raises psycopg.OperationalError."""
-        return psycopg.connect(self.conninfo(), **self.arguments)
+        """Open a connection. Raises ConnectFailed."""
+        conninfo = self.conninfo()
+        try:
+            return connect_for_writes(psycopg.Connection.connect, conninfo, **self.arguments)
+        except OperationalError as exc:
+            raise ConnectFailed(explain(conninfo, exc)) from exc
+
+
+def connect_for_writes(connect: Callable[..., C], conninfo: str, **arguments: Any) -> C:  # noqa: ANN401 - of psycopg
+    """Call `connect` for the host that takes writes, and make sure that it received our options.
+
+    Costs a round trip more than `connect`. Raises OperationalError.
+    """
+    try:
+        return _connect(connect, conninfo, arguments)
+    except OperationalError as exc:
+        if READ_ONLY not in str(exc):
+            raise
+        error = exc
+    # libpq believes what is reported, and a pooler may report the state of before a failover: ask each host.
+    for host in _hosts(conninfo):
+        try:
+            return _connect(connect, host, {**arguments, "target_session_attrs": "any"})
+        except OperationalError as exc:
+            error = exc
+    raise error
+
+
+def _connect(connect: Callable[..., C], conninfo: str, arguments: dict[str, Any]) -> C:
+    conn = connect(conninfo, **arguments)
+    try:
+        _check(conn, conninfo)
+    except BaseException:
+        conn.close()
+        raise
+    return conn
+
+
+def _check(conn: psycopg.Connection[Any], conninfo: str) -> None:
+    """Raise OperationalError unless the session has our options and takes writes, where `conninfo` asks for it."""
+    wanted = conninfo_to_dict(conninfo)
+    [state] = libpq.ask(conn, SELECT_STATE, libpq.connect_timeout(conninfo))
+    if OPTIONS_MARKER in str(wanted.get("options", "")) and not state["options"]:
+        raise OperationalError("the options of the connection were dropped on the way: there is a pooler")
+    if wanted.get("target_session_attrs") == TAKES_WRITES and state["read_only"] == "on":
+        raise OperationalError(f"{READ_ONLY}: the server is a standby, or default_transaction_read_only is on")
+
+
+def _hosts(conninfo: str) -> Iterator[str]:
+    """Return a connection string for each host."""
+    given = conninfo_to_dict(conninfo)
+    lists = {name: str(given[name]).split(",") for name in ("host", "hostaddr", "port") if given.get(name)}
+    for number in range(max(map(len, lists.values()), default=1)):
+        yield make_conninfo(conninfo, **{name: each[number % len(each)] for name, each in lists.items()})
+
+
+def encryption(conn: psycopg.Connection[Any]) -> str:
+    """Return whether TLS is in force: without a sslmode, libpq goes on without it when it fails."""
+    if conn.pgconn.ssl_in_use:
+        return "in force"
+    if conn.info.host.startswith("/"):
+        return "not needed on a Unix socket"
+    return "not in force, others on the network can read along: DATABASE_URL takes ?sslmode=verify-full"
 
 
 def negotiate(server: Callable[[], str], settings: Settings) -> tuple[Session, psycopg.Connection]:
     """Connect to `server` and find out whether it takes options. The caller closes the connection.
 
-    Costs a connection and one round trip, or two connections behind a pooler. Raises psycopg.OperationalError.
+    A pooler may refuse them in any words, close the connection or not answer: then connect without options.
+    Costs a connection and one round trip, or two connections behind a pooler. Raises ConnectFailed.
     """
     timeouts = {  # ms
         "statement_timeout": round(settings.statement_timeout * 1000),
@@ -67,7 +136,7 @@ def negotiate(server: Callable[[], str], settings: Settings) -> tuple[Session, p
     parameters = {
         "application_name": "users-service",
         "connect_timeout": round(settings.connect_timeout),
-        "target_session_attrs": "read-write",  # of several hosts, take the one that is not a standby
+        "target_session_attrs": TAKES_WRITES,  # of several hosts, take the one that is not a standby
         "tcp_user_timeout": TCP_USER_TIMEOUT,
         **{f"keepalives_{name}": value for name, value in KEEPALIVES.items()},
     }
@@ -80,17 +149,13 @@ def negotiate(server: Callable[[], str], settings: Settings) -> tuple[Session, p
         **{f"tcp_keepalives_{name}": value for name, value in KEEPALIVES.items()},
     }
     options = " ".join([OPTIONS_MARKER, *(f"-c {name}={value}" for name, value in server_settings.items())])
-    direct = Session(server, parameters, options)
-    try:
-        conn = direct.connect()
-    except OperationalError as exc:
-        if "unsupported startup parameter" not in str(exc):
-            raise
-    else:
-        row = conn.execute(SELECT_OPTIONS_MARKER).fetchone()
-        if row and row[0]:
-            return direct, conn
-        conn.close()  # a pooler dropped the options silently
-    session_setup = "; ".join(f"SET LOCAL {name} = {value}" for name, value in timeouts.items())
+    pooled_settings = {**timeouts, "timezone": "'UTC'"}
+    session_setup = "; ".join(f"SET LOCAL {name} = {value}" for name, value in pooled_settings.items())
     pooled = Session(server, parameters, "", session_setup)
+    direct = Session(server, parameters, options, pooled=pooled)
+    try:
+        return direct, direct.connect()
+    except ConnectFailed as exc:
+        if not exc.refusal.may_be_about_options:
+            raise
     return pooled, pooled.connect()

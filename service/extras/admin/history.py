@@ -55,7 +55,7 @@ class PoolHistory:
         if not self.server_stats and before["database"].get("version"):  # until this worker has asked
             self.server_stats = {**before["database"], "budget": before["budget"]}
             self.error = before["database"]["trouble"] or ""
-        error = one_line(self._outage.error) or self.error
+        error = self._outage.error or self.error
         metrics.DATABASE_UP.set(not error)
         counted = self._count(snapshot)
         self._content = {
@@ -126,8 +126,3 @@ def quantile(counts: Sequence[float], share: float) -> float | None:
 def _add_up(counts: Iterable[Sequence[float]]) -> list[float]:
     """Return the count of each bucket, those above the last bound included."""
     return [sum(bucket) for bucket in zip([0.0] * (len(BUCKETS) + 1), *counts, strict=True)]
-
-
-def one_line(error: Exception | None) -> str:
-    """Return the message of an error without line breaks; nothing if there is no error."""
-    return " ".join(str(error).split()) if error else ""

@@ -17,9 +17,10 @@ from starlette.routing import BaseRoute
 
 from service.database.errors import DatabaseFailure
 from service.database.pool import Database
+from service.database.refusals import one_line
 from service.database.watchdog import DEADLINE
 from service.extras.admin.exposition import AllWorkers, Snapshot
-from service.extras.admin.history import Json, PoolHistory, one_line
+from service.extras.admin.history import Json, PoolHistory
 from service.extras.admin.pool_state import PoolState
 from service.extras.admin.server_stats import NAME, server_stats
 from service.extras.admin.worker_files import WorkerFiles
@@ -120,7 +121,7 @@ class MetricsPublisher:
         while True:
             await asyncio.sleep(RETRY_PERIOD)
             now = time.monotonic()
-            is_due = now >= next_time or self._history.error
+            is_due = now >= next_time or self._history.error or self._database.outage.refusal
             if self._history.is_writer and is_due and self._workers.idle:
                 next_time = now + ASK_PERIOD
                 await self._ask(now + ASK_TIMEOUT)

@@ -8,17 +8,19 @@ from service.database.pool import Database
 
 NAME = "server_stats"  # in the log, where a request has its route
 
-# `reserved_connections` came with PostgreSQL 16.
+# `reserved_connections` came with PostgreSQL 16. Other roles' sessions have no backend_type for us, but a user and a
+# database. DATABASE_URL may have an application_name of its own.
 SELECT_SERVER_STATS = """
     SELECT current_setting('server_version'),
            extract(epoch FROM pg_postmaster_start_time())::float8,
            current_setting('max_connections')::int,
            current_setting('superuser_reserved_connections')::int
                + coalesce(current_setting('reserved_connections', true)::int, 0),
-           count(*) FILTER (WHERE application_name = 'users-service' AND datname = current_database()),
+           count(*) FILTER (WHERE application_name = current_setting('application_name')
+                                  AND datname = current_database() AND usename = current_user),
            count(*)
     FROM pg_stat_activity
-    WHERE backend_type = 'client backend'
+    WHERE usesysid IS NOT NULL AND datid IS NOT NULL
 """
 
 

@@ -1,0 +1,79 @@
+"""Behind something that does not take the options of a connection, and that nobody announced."""
+
+import time
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import psycopg
+import pytest
+
+from tests.faults.conftest import SHORT
+from tests.support.polling import until
+from tests.support.postgres import PASSWORD, Cluster, TestDatabase
+from tests.support.process import Service
+from tests.support.relay import Relay, error_response, parameter_status
+from tests.support.sessions import locked
+
+REFUSALS = {
+    "RDS Proxy": error_response("0A000", "Feature not supported: RDS Proxy doesn't support command-line options."),
+    "Supavisor": error_response("", "Unsupported or invalid startup parameter"),
+    "in German": error_response("08P01", "nicht unterstützter Startparameter"),
+    "closes": b"",
+    "is silent": None,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def database(cluster: Cluster) -> TestDatabase:
+    return cluster.create_database()
+
+
+@pytest.fixture
+def relay(database: TestDatabase) -> Iterator[Relay]:
+    with Relay(database.cluster.port) as relay:
+        yield relay
+
+
+def through(relay: Relay, database: TestDatabase) -> dict[str, str]:
+    return {**database.environment, **SHORT, "DATABASE_PORT": str(relay.port)}
+
+
+def has_its_timeouts(service: Service, database: TestDatabase) -> None:
+    with locked(database):
+        answer = service.client.get("/users")
+    assert (answer.status_code, answer.json()["code"]) == (504, "deadline-exceeded")
+    assert answer.elapsed.total_seconds() < 1, "the lock timeout, and not the statement timeout"
+
+
+@pytest.mark.parametrize("answer", REFUSALS)
+def test_options_refused_in_any_way_are_left_out(answer: str, relay: Relay, database: TestDatabase) -> None:
+    relay.answer = REFUSALS[answer]
+    with Service(through(relay, database)) as service:
+        has_its_timeouts(service, database)
+
+
+def test_a_pooler_that_appears_while_the_service_runs_is_served_through(relay: Relay, database: TestDatabase) -> None:
+    relay.refuses = False
+    with Service(through(relay, database)) as service:
+        assert service.client.get("/users").status_code == 200
+        relay.refuses = True
+        relay.cut()
+        began = time.monotonic()
+        until(lambda: service.client.get("/users").status_code == 200, "it serves again")
+        assert time.monotonic() - began < 10
+        has_its_timeouts(service, database)
+        relay.refuses = False  # and disappears again
+        relay.cut()
+        until(lambda: service.client.get("/users").status_code == 200, "it serves again")
+
+
+def test_hosts_whose_reports_are_out_of_date_are_asked(database: TestDatabase) -> None:
+    """PgBouncer repeats `in_hot_standby` of before a promotion."""
+    with Relay(database.cluster.port, refuses=False) as relay:
+        relay.replaced = (parameter_status("in_hot_standby", "off"), parameter_status("in_hot_standby", "on"))
+        hosts = f"127.0.0.1:{relay.port},127.0.0.1:1"
+        url = f"postgresql://{database.name}:{quote(PASSWORD)}@{hosts}/{database.name}"
+        with pytest.raises(psycopg.OperationalError, match="read-only"):
+            psycopg.connect(url, target_session_attrs="read-write")
+        with Service({**SHORT, "DATABASE_URL": url}) as service:
+            assert service.client.get("/users").status_code == 200
