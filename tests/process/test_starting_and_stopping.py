@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import pytest
@@ -78,6 +79,12 @@ def test_a_worker_that_was_killed_is_replaced(checkout: Checkout, database: Test
         assert httpx.get(f"{service.url}/livez", timeout=10).status_code == 200
 
 
+def applied(service: Service, more_than: int = 0) -> int:
+    """Return how often the service applied schema.sql, or 0 when that is not more than `more_than`."""
+    count = service.log.count("schema.sql is applied")
+    return count if count > more_than else 0
+
+
 def test_run_serves_the_new_code_after_a_change_and_survives_a_mistake(
     checkout: Checkout, database: TestDatabase
 ) -> None:
@@ -89,6 +96,12 @@ def test_run_serves_the_new_code_after_a_change_and_survives_a_mistake(
         app.write_text(code.replace("    return app\n", '    app.title = "Changed"\n    return app\n'))
         document = f"{service.url}/openapi.json"
         until(lambda: (now := answer(document)) and now.json()["info"]["title"] == "Changed", "the new code is served")
+        for _ in range(2):  # the second change, too: an editor replaces the file, and a watch on the first one ends
+            before = applied(service)
+            new = checkout.folder / "new.sql"
+            new.write_text(f"{(checkout.folder / 'schema.sql').read_text()}\n-- changed\n")
+            new.replace(checkout.folder / "schema.sql")
+            until(partial(applied, service, more_than=before), "the schema is applied")
         everyone = descendants(service)
         assert service.stop() == 0
     until(lambda: gone(everyone), "every process ends")
