@@ -241,11 +241,14 @@ def test_sign_ups_whose_clients_have_gone_are_not_carried_out(cluster: Cluster) 
     """They would keep the cores from those who still wait."""
     database = cluster.create_database()
     sign_up = '{"fname":"A","lname":"B","email":"%s@example.com","password":"correct horse"}'
-    with Service(database.environment) as service:
-        for number in range(100):
+    patient = {"QUEUE_WAIT": "20", "REQUEST_DEADLINE": "25", "GRACEFUL_SHUTDOWN_TIMEOUT": "30"}  # refuses none of them
+    with Service({**database.environment, **patient}) as service:
+        peers = [connect(service.url) for _ in range(100)]
+        for number, peer in enumerate(peers):
             body = (sign_up % f"gone{number}").encode()
-            peer = connect(service.url)
             peer.sendall(HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+        until(lambda: counted(service, "admission_queued", queue="hashing") > 60, "most of them wait for a core")
+        for peer in peers:
             hang_up(peer, "RST")
         new = {"fname": "A", "lname": "B", "email": "stays@example.com", "password": "correct horse"}
         assert service.client.post("/users", json=new).status_code == 201

@@ -210,7 +210,6 @@ def test_make_help_lists_every_target_and_is_the_default() -> None:
     }
     assert len(shown) == 1
     listed = re.findall(r"^ *make (\S+) +\w", shown.pop(), re.MULTILINE)
-    targets = (
-        "backup bench check clean clean-data help install load psql quick restore run schema serve test test-system"
-    )
-    assert " ".join(sorted(listed)) == targets
+    targets = re.search(r"^\.PHONY: (.+)$", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
+    assert targets
+    assert sorted(listed) == sorted(targets[1].split())
