@@ -1,3 +1,5 @@
+"""One of each kind that does not fit, and what only a server sees. tests/unit/test_hostile_input.py tries the rest."""
+
 import json
 from collections.abc import Iterator
 from urllib.parse import quote
@@ -12,21 +14,8 @@ from tests.support.users import create, new_user
 
 LONG = "9" * 5000
 
-BAD_IDS = [
-    "0", "-1", "+1", "1.0", "1e3", "1E0", "0x1", "1_000", "1,000", "01x", " 1", "1 ", "\t1", "1\n", "\0", "1\0", "..",
-    "\N{ARABIC-INDIC DIGIT ONE}", "\N{FULLWIDTH DIGIT ONE}", "\N{SUPERSCRIPT TWO}", str(2**63), str(2**64), LONG, "*",
-    "null", "true", "NaN", "abc", "'", "1 OR 1=1", "1;", "%", "\ud800", "\xe9", "authenticate.", "x" * 30_000,
-]  # fmt: skip
-BAD_NUMBERS = [
-    "-1", "0", "+1", "1.0", "%201", "1%20", "", "x", "%00", "%D9%A3", LONG, "1e2", "true", "NaN", "%FF", "[]", "1,2",
-    "%ED%A0%80", str(2**63),
-]  # fmt: skip
-BAD_QUERIES = [
-    *(f"{name}={number}" for name in ("limit", "after") for number in BAD_NUMBERS),
-    "limit=1001", "limit=2147483648", "limit=1&x=1", "limit=1&limit=0", "email=%00", "email=a%00@example.com", "x=1",
-    "Limit=1", "limit[]=1", "limit%00=1", "%00=1", "=1", "password=x", "x" * 30_000,
-    "email='%20OR%201=1", "email=a%20b@example.com", "email=a+b@example.com",  # no email has a space: a + was meant
-]  # fmt: skip
+BAD_IDS = ["0", "+1", " 1", "\0", "..", "\N{ARABIC-INDIC DIGIT ONE}", LONG, "\ud800", "x" * 30_000]
+BAD_QUERIES = ["limit=0", "after=%00", "email=%00", "x=1", "%FF=1", "email=a+b@example.com", "x" * 30_000]
 HARMLESS_QUERIES = ["", "&", "&&", "email=%FF", "email=%ED%A0%80", "email='OR'1=1", f"email={'x' * 8000}",
                     "limit=1&limit=2", "limit=007", "email=%25"]  # fmt: skip
 
@@ -81,7 +70,7 @@ def test_an_odd_query_that_fits_is_answered(service: Service, query: str) -> Non
     assert send(service, "GET", f"/users?{query}").status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/users", "/livez", "/openapi.json", "/docs", "/nowhere"])
+@pytest.mark.parametrize("path", ["/users"])
 @pytest.mark.parametrize("junk", ["%0A", "%00", "%0D%0A", "%2F%2F", "%FF", "%ED%A0%80", ";x", "%3F", "%23"])
 def test_junk_behind_a_path_makes_it_another(service: Service, path: str, junk: str) -> None:
     is_problem(send(service, "GET", path + junk), 404, "not-found")
@@ -127,7 +116,7 @@ def test_many_or_huge_headers_are_no_fault_of_the_service(service: Service, head
     assert exchange(service.url, "GET /users HTTP/1.1", header).status_code in (200, 400, 431)
 
 
-@pytest.mark.parametrize("path", ["/users", "/users/1", "/users/authenticate", "/livez"])
+@pytest.mark.parametrize("path", ["/users/1"])
 @pytest.mark.parametrize("method", ["QUERY", "PROPFIND", "TRACE", "CONNECT", "OPTIONS", "PURGE"])
 def test_a_method_that_no_path_takes_is_refused(service: Service, method: str, path: str) -> None:
     is_problem(send(service, method, path), 405, "method-not-allowed")

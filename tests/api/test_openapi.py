@@ -6,6 +6,7 @@ from pathlib import Path
 from tests.api.test_docs import OPERATIONS
 from tests.support.process import CHECKOUT, Service
 
+EXAMPLES = os.environ.get("EXAMPLES", "10")  # of random requests for each operation
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 
 
@@ -13,8 +14,8 @@ def test_every_operation_keeps_what_the_openapi_document_says(service: Service, 
     hooks = {"SCHEMATHESIS_HOOKS": "tests.support.schemathesis_hooks", "PYTHONPATH": str(CHECKOUT)}
     run = subprocess.run(
         [SCHEMATHESIS, "run", f"{service.url}/openapi.json", "--checks=all", "--mode=all",
-         "--phases=examples,coverage,fuzzing,stateful", "--max-examples=40", "--seed=1", "--continue-on-failure",
-         "--generation-database=none", "--no-color"],
+         "--phases=examples,coverage,fuzzing,stateful", f"--max-examples={EXAMPLES}", "--seed=1",
+         "--continue-on-failure", "--generation-database=none", "--no-color"],
         cwd=tmp_path, env={**os.environ, **hooks}, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     print(run.stdout, run.stderr)

@@ -14,9 +14,9 @@ from tests.api.test_refusals import filled
 from tests.support.postgres import Cluster
 from tests.support.process import Service
 
-STREAMS = int(os.environ.get("STREAMS", "150"))  # of requests, each on a connection of its own
-AT_ONCE = 50
-LONGEST = 6  # requests of a stream
+STREAMS = int(os.environ.get("STREAMS", "200"))  # of requests, each on a connection of its own
+AT_ONCE = 200  # most of them wait: a client that was refused is not read for a second
+LONGEST = 4  # requests of a stream
 PATIENCE = 120.0  # seconds for a stream
 
 # One thread and no queue, so that most are refused.

@@ -137,6 +137,35 @@ def test_a_name_of_a_hundred_characters_is_taken_in_its_longest_form(character: 
     assert validated(UserCreation, "fname", " " * spaces + longest) == character * 100
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("  Ada  ", "Ada"),
+        ("\N{NO-BREAK SPACE}Ada\N{IDEOGRAPHIC SPACE}", "Ada"),
+        ("Ame\N{COMBINING ACUTE ACCENT}lie", "Amélie"),
+        ("\N{ANGSTROM SIGN}sa", "\N{LATIN CAPITAL LETTER A WITH RING ABOVE}sa"),
+        ("Mary  Ann", "Mary  Ann"),
+        ('O\'Brien; DROP TABLE "user" --', 'O\'Brien; DROP TABLE "user" --'),
+        ("<b>%s {0} \\n", "<b>%s {0} \\n"),
+        ("李小龍", "李小龍"),
+        ("محمد", "محمد"),
+        ("👩‍👩‍👧", "👩‍👩‍👧"),
+        ("null", "null"),
+        ("A", "A"),
+        ("x" * 100, "x" * 100),
+        (f"   {'x' * 100}   ", "x" * 100),
+        ("\N{PILE OF POO}" * 100, "\N{PILE OF POO}" * 100),
+        ("e\N{COMBINING ACUTE ACCENT}" * 100, "é" * 100),
+        ("\u03b1\u0313\u0300\u0345" * 100, "\u1f82" * 100),  # no character is made of more
+        (f"{' ' * 30_000}Ada{' ' * 30_000}", "Ada"),
+    ],
+)
+@pytest.mark.parametrize("model", [UserCreation, UserReplacement, UserChange])
+def test_a_name_is_trimmed_and_composed_and_otherwise_kept(model: type[BaseModel], given: str, kept: str) -> None:
+    for field in NAMES:
+        assert validated(model, field, given) == kept
+
+
 @pytest.mark.parametrize(("model", "field"), [(Credentials, "email"), (Credentials, "password"), (Page, "email")])
 def test_a_text_of_an_older_version_is_taken_up_to_the_length_of_a_body(model: type[BaseModel], field: str) -> None:
     text = "\u0301\u0323" * 32_768
