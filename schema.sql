@@ -173,8 +173,7 @@ BEGIN
 END
 $$;
 
--- Failed logins, by a hash of the folded email. A crash of PostgreSQL empties the table, which does no harm. The role that
--- serves may be another than the owner.
+-- Failed logins, by a hash of the folded email. A crash of PostgreSQL empties the table, which does no harm.
 CREATE UNLOGGED TABLE IF NOT EXISTS public.failed_login (
     email_hash bytea       NOT NULL,
     failures   integer     NOT NULL,
@@ -186,7 +185,6 @@ BEGIN
     IF to_regclass('public.failed_login_retry_at_idx') IS NULL
     THEN
         CREATE INDEX failed_login_retry_at_idx ON public.failed_login (retry_at);
-        GRANT SELECT, INSERT, UPDATE, DELETE ON public.failed_login TO PUBLIC;
     END IF;
 END
 $$;

@@ -8,9 +8,10 @@ from psycopg import Connection
 from service.database.refusals import ServerUnfit
 from service.database.schema import SCHEMA
 
-TABLE = re.compile(r"^CREATE TABLE IF NOT EXISTS (\S+)", re.MULTILINE)
+TABLE = re.compile(r"^CREATE (?:UNLOGGED )?TABLE IF NOT EXISTS (\S+)", re.MULTILINE)
 
-# One row for each missing GRANT. A sequence of a column is needed to generate its values.
+# One row for each missing GRANT. A right on some columns is enough: others may be kept from the role. A sequence of a
+# column is needed to generate its values.
 SELECT_MISSING = """
     WITH tables AS (
         SELECT oid, oid::regclass::text AS name
@@ -19,7 +20,8 @@ SELECT_MISSING = """
     )
     SELECT concat('GRANT ', string_agg(needed, ', '), ' ON ', name)
     FROM tables, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS needed
-    WHERE NOT has_table_privilege(oid, needed)
+    WHERE NOT CASE needed WHEN 'DELETE' THEN has_table_privilege(oid, needed)
+                          ELSE has_any_column_privilege(oid, needed) END
     GROUP BY name
     UNION ALL
     SELECT concat('GRANT USAGE ON SEQUENCE ', sequence.oid::regclass)

@@ -45,7 +45,15 @@ def test_each_missing_right_is_named_as_a_grant_that_mends_it(
         for grant in grants:
             conn.execute(grant)
     with checkout.start(as_guest(database)) as service:
-        create(service.client)
+        user = create(service.client)
+        body = {"email": user["email"], "password": "wrong horse"}
+        assert service.client.post("/users/authenticate", json=body).status_code == 401
+
+
+def test_other_roles_may_not_touch_the_failed_logins(database: TestDatabase) -> None:
+    with database.as_superuser() as conn:
+        may = f"SELECT has_any_column_privilege('guest_{database.name}', 'public.failed_login', 'SELECT, UPDATE')"
+        assert conn.execute(may).fetchone() == (False,)
 
 
 def test_sessions_of_other_roles_are_counted(checkout: Checkout, database: TestDatabase) -> None:
