@@ -47,7 +47,7 @@ class PooledConnection(Connection[TupleRow]):
         conn.statements = {}
         return conn
 
-    def row(self, query: str, params: Mapping[str, Any]) -> TupleRow | None:
+    def fetchone(self, query: str, params: Mapping[str, Any]) -> TupleRow | None:
         """Run a statement and return the first row of its result, if it has one. `query` is a constant with `%(name)s`.
 
         libpq's blocking call releases the GIL once. A cursor does so some eight times for each statement, and each

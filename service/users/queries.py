@@ -61,7 +61,7 @@ def insert_user(conn: PooledConnection, user_id: int | None, fields: Fields) -> 
     """Create a user, with a generated id when none is given. Raises IdTaken, EmailTaken."""
     with _raise_email_taken():
         for _ in range(ATTEMPTS if user_id is None else 1):
-            if row := conn.row(INSERT_USER, {"id": user_id, **fields}):
+            if row := conn.fetchone(INSERT_USER, {"id": user_id, **fields}):
                 return row[0], row[1]
     if user_id is None:
         raise DatabaseUnavailable("another session takes every id that is generated")
@@ -85,7 +85,7 @@ SELECT_USERS = f"""
 
 def select_users(conn: PooledConnection, after: int, limit: int) -> tuple[str, int | None]:
     """Return the first `limit` users after the id `after`, and the last of their ids when more follow."""
-    users, last = _found(conn.row(SELECT_USERS, {"after": after, "limit": limit}))
+    users, last = _found(conn.fetchone(SELECT_USERS, {"after": after, "limit": limit}))
     return users, last
 
 
@@ -100,7 +100,7 @@ SELECT_USERS_BY_EMAIL = f"""
 def select_users_by_email(conn: PooledConnection, email: str, after: int) -> str:
     """Return an array: the user with this email, in any case, if its id is larger than `after`."""
     users: str
-    (users,) = _found(conn.row(SELECT_USERS_BY_EMAIL, {"email": email, "after": after}))
+    (users,) = _found(conn.fetchone(SELECT_USERS_BY_EMAIL, {"email": email, "after": after}))
     return users
 
 
@@ -115,7 +115,7 @@ SELECT_USER = f"""
 def select_user(conn: PooledConnection, user_id: int) -> str:
     """Return the user."""
     user: str
-    (user,) = _found(conn.row(SELECT_USER, {"id": user_id}))
+    (user,) = _found(conn.fetchone(SELECT_USER, {"id": user_id}))
     return user
 
 
@@ -137,7 +137,7 @@ def update_user(conn: PooledConnection, user_id: int, fields: Fields) -> str:
     unchanged = {"fname": None, "lname": None, "email": None, "password_hash": None}
     user: str
     with _raise_email_taken():
-        (user,) = _found(conn.row(UPDATE_USER, {**unchanged, **fields, "id": user_id}))
+        (user,) = _found(conn.fetchone(UPDATE_USER, {**unchanged, **fields, "id": user_id}))
     return user
 
 
@@ -150,7 +150,7 @@ DELETE_USER = """
 
 def delete_user(conn: PooledConnection, user_id: int) -> None:
     """Delete the user. Call it inside `raise_user_referenced`."""
-    _found(conn.row(DELETE_USER, {"id": user_id}))
+    _found(conn.fetchone(DELETE_USER, {"id": user_id}))
 
 
 @contextmanager
@@ -219,7 +219,7 @@ def claim_login(conn: PooledConnection, email: str) -> tuple[int, str, str] | No
 
     The login counts as failed until `forget_failures`. Raises TooManyAttempts when the email has to wait.
     """
-    claimed, wait, *user = _found(conn.row(CLAIM_LOGIN, {"email": email}))
+    claimed, wait, *user = _found(conn.fetchone(CLAIM_LOGIN, {"email": email}))
     if not claimed:
         raise TooManyAttempts(wait or FIRST_WAIT)  # None when a parallel login was the last before the wait
     return tuple(user) if user[0] else None
@@ -233,7 +233,7 @@ FORGET_FAILURES = f"""
 
 def forget_failures(conn: PooledConnection, email: str) -> None:
     """Forget the failed logins of this email."""
-    conn.row(FORGET_FAILURES, {"email": email})
+    conn.fetchone(FORGET_FAILURES, {"email": email})
 
 
 REPLACE_HASH = """
@@ -245,7 +245,7 @@ REPLACE_HASH = """
 
 def replace_hash(conn: PooledConnection, user_id: int, old: str, new: str) -> None:
     """Replace the hash `old`, unless the password was changed in the meantime."""
-    conn.row(REPLACE_HASH, {"id": user_id, "old": old, "new": new})
+    conn.fetchone(REPLACE_HASH, {"id": user_id, "old": old, "new": new})
 
 
 def _found(row: tuple[Any, ...] | None) -> tuple[Any, ...]:

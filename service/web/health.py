@@ -87,7 +87,7 @@ def _example(content: dict[str, str]) -> dict[int | str, dict[str, Any]]:
 def _probe(database: Database) -> str | None:
     try:
         with database.connection() as conn:
-            conn.row("SELECT 1", {})
+            conn.fetchone("SELECT 1", {})
     except DatabaseFailure:
         return "database"
     return None

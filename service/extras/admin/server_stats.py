@@ -31,9 +31,9 @@ def server_stats(database: Database) -> dict[str, Any]:
     """
     with database.connection() as conn:
         started = time.perf_counter()
-        conn.row("SELECT 1", {})
+        conn.fetchone("SELECT 1", {})
         latency = time.perf_counter() - started
-        row = conn.row(SELECT_SERVER_STATS, {})
+        row = conn.fetchone(SELECT_SERVER_STATS, {})
         collation_mismatch = bool(collations.mismatches(conn))
     assert row is not None  # noqa: S101 - an aggregate has one row
     version, up_since, limit, reserved, ours, total = row
