@@ -35,12 +35,13 @@ from service.users.routes import USERS
 from service.web import health
 from service.web.access import Access
 from service.web.admission import Admission, expiring
-from service.web.endpoint import EventLoopRoute, Resources, check_routes, endpoint_route, not_found
+from service.web.endpoint import Runtime
 from service.web.health import Readiness
 from service.web.middleware import ProblemMiddleware, RequestMiddleware
 from service.web.problems import PROBLEMS
 from service.web.resource import Resource
 from service.web.root_path import RootPath
+from service.web.routing import EventLoopRoute, check_routes, endpoint_route, not_found
 from service.web.workers import BACKLOG, Workers
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
     for resource in resources:
         table.update(resource.problems)
 
-    route_class = endpoint_route(Resources(workers, queue, hashing, settings.request_deadline))
+    route_class = endpoint_route(Runtime(workers, queue, hashing, settings.request_deadline))
     paths = (*(resource.path for resource in resources), "/docs", "/readyz")
     links = {path.strip("/"): settings.root_path + path for path in paths}
     for router in (

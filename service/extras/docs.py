@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from service.web.access import OPEN, SCHEMES, allow
-from service.web.endpoint import EventLoopRoute, GuardedRoute
 from service.web.responses import json_response
+from service.web.routing import EventLoopRoute, GuardedRoute
 
 ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",

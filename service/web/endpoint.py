@@ -5,29 +5,23 @@ where a request that cannot be served takes a place.
 """
 
 import asyncio
-import inspect
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from http import HTTPStatus
 from typing import Any
 
-from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import APIRoute, serialize_response
 from pydantic_core import PydanticUndefined
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
 from service.database.errors import ConnectionBroke
 from service.database.watchdog import DEADLINE
 from service.telemetry import metrics
 from service.telemetry.record import RECORD
-from service.web.access import ANY, declared_scope
 from service.web.admission import FULL, Admission, Permit
 from service.web.arguments import Arguments
 from service.web.arrival import Arrival
@@ -49,8 +43,8 @@ def release_hashing_permit() -> None:
 
 
 @dataclass(frozen=True)
-class Resources:
-    """What all endpoints share."""
+class Runtime:
+    """What all endpoints run on."""
 
     workers: Workers
     queue: Admission  # before the threads
@@ -58,96 +52,35 @@ class Resources:
     deadline: float  # seconds from the end of a request's body to its response
 
 
-class GuardedRoute(APIRoute):
-    """A route whose endpoint has declared with `allow` who may call it."""
-
-    def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:  # noqa: ANN401 - FastAPI's
-        """Raise TypeError when it has not."""
-        self.scope = declared_scope(endpoint)
-        super().__init__(path, endpoint, **kwargs)
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        scope["app"].state.access.authorize(scope, self.scope)  # 401, 403, 421
-        await super().handle(scope, receive, send)  # 405
-
-
-class EndpointRoute(GuardedRoute):
-    """A route whose endpoint, a plain `def`, runs on a worker thread."""
-
-    resources: Resources
-
-    def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:  # noqa: ANN401 - FastAPI's
-        if inspect.iscoroutinefunction(endpoint):
-            raise TypeError(f"{endpoint.__name__} runs on a thread: write it with a plain def")
-        super().__init__(path, endpoint, **kwargs)
-        if self.dependant.response_param_name or self.dependant.background_tasks_param_name:
-            raise TypeError(f"{endpoint.__name__} must return a Response: its headers and background tasks go there")
-        if self.body_field and self.body_field not in self.dependant.body_params:
-            raise TypeError(f"{endpoint.__name__} must take the whole body as one parameter of its own")
-        self.app = Endpoint(self, self.resources)
-        if self.app.arguments.have_dependencies:
-            self.app = AsyncExitStackMiddleware(self.app)  # closes what a dependency opened
-
-
-class EventLoopRoute(GuardedRoute):
-    """A route whose endpoint, an `async def` that waits for nothing slow, runs on the event loop."""
-
-    def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:  # noqa: ANN401 - FastAPI's
-        super().__init__(path, endpoint, **kwargs)
-        self.app = AsyncExitStackMiddleware(self.app)
-
-
-def endpoint_route(resources: Resources) -> type[EndpointRoute]:
-    """Return the class of the routes that share `resources`."""
-    return type("EndpointRoute", (EndpointRoute,), {"resources": resources})
-
-
-async def not_found(scope: Scope, _receive: Receive, _send: Send) -> None:
-    """Answer 404 to whoever may do anything: nobody else learns which paths there are."""
-    scope["app"].state.access.authorize(scope, ANY)  # 401, 421
-    raise HTTPException(HTTPStatus.NOT_FOUND)
-
-
-def check_routes(routes: Iterable[BaseRoute]) -> None:
-    """Raise TypeError for a route that is open to everybody, as no `allow` has declared who may call it."""
-    for route in routes:
-        if not isinstance(route, GuardedRoute):
-            raise TypeError(
-                f"{route} declares no scope: it takes @allow(...), and a route_class of service/web/endpoint.py"
-            )
-
-
 class Endpoint:
     """Handles the requests of one route."""
 
-    def __init__(self, route: APIRoute, resources: Resources) -> None:
+    def __init__(self, route: APIRoute, runtime: Runtime) -> None:
         self._route = route
         self.arguments = Arguments(route)
         self._hashes: Callable[[Any], bool] = getattr(route.endpoint, "hashes", lambda _: False)
-        self._resources = resources
+        self._runtime = runtime
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request. Raises what problems.py answers with the statuses at the steps below."""
         arrival: Arrival = scope["arrival"]
         record = RECORD.get()
-        record.route = self._route.path_format
-        if self._resources.queue.full and not arrival.permit:
-            raise self._resources.queue.refuse(FULL)  # 503, before anything is spent on it
+        if self._runtime.queue.full and not arrival.permit:
+            raise self._runtime.queue.refuse(FULL)  # 503, before anything is spent on it
 
         body: Any = PydanticUndefined
         if self._route.body_field is not None:
             # With a Request of its own, so that the bytes are not kept while this one waits.
-            body = await read_json(Request(scope, receive), timeout=self._resources.deadline)  # 400, 408, 413, 415
+            body = await read_json(Request(scope, receive), timeout=self._runtime.deadline)  # 400, 408, 413, 415
             record.queued_at = time.monotonic()
-        DEADLINE.set(record.queued_at + self._resources.deadline)
+        DEADLINE.set(record.queued_at + self._runtime.deadline)
         arguments = await self.arguments.read(Request(scope, receive), body)  # 422
         if scope["method"] != "GET":
             record.subject = ",".join(str(arguments.get(name, "")) for name in scope["path_params"])
 
         with (
             await self._permit_to_hash(arrival, body),  # 503
-            arrival.permit or await _acquire(self._resources.queue, arrival),  # 503; until here, nothing is held
+            arrival.permit or await _acquire(self._runtime.queue, arrival),  # 503; until here, nothing is held
         ):
             arrival.admitted = True
             result = await self._run(scope["method"], arguments)  # on a thread, with at most one connection
@@ -159,7 +92,7 @@ class Endpoint:
         if not self._hashes(body):
             return Permit(None)
         arrival.hashes = True
-        permit = await _acquire(self._resources.hashing, arrival)
+        permit = await _acquire(self._runtime.hashing, arrival)
         _RELEASE_HASHING.set(partial(asyncio.get_running_loop().call_soon_threadsafe, permit.release))
         record, now = RECORD.get(), time.monotonic()
         record.queued_to_hash, record.queued_at = now - record.queued_at, now
@@ -167,9 +100,9 @@ class Endpoint:
 
     async def _run(self, method: str, arguments: Mapping[str, Any]) -> Any:  # noqa: ANN401 - the endpoint's own
         """Run the endpoint on a thread; a read whose connection breaks, once more."""
-        run = partial(self._resources.workers.run, self._route.endpoint, arguments)
+        run = partial(self._runtime.workers.run, self._route.endpoint, arguments)
         try:
-            return await run(start_by=_start_by(self._resources.queue))
+            return await run(start_by=_start_by(self._runtime.queue))
         except ConnectionBroke:
             if method != "GET":
                 raise  # a write may have been carried out

@@ -11,9 +11,9 @@ from service.database.errors import DatabaseFailure
 from service.database.pool import Database
 from service.database.watchdog import DEADLINE
 from service.web.access import OPEN, allow
-from service.web.endpoint import EventLoopRoute
 from service.web.problems import Problem, problem_responses, render
 from service.web.responses import json_response
+from service.web.routing import EventLoopRoute
 from service.web.workers import Workers
 
 PROBE_TIMEOUT = 2.0  # seconds; most orchestrators wait at most this long

@@ -57,18 +57,15 @@ class RequestMiddleware:
         exchange = _Exchange(scope, receive, send, self.max_body_size)
         record = exchange.record
         RECORD.set(record)
-        routed = _routable(scope)
         try:
             if exchange.ambiguous:
                 await render(MALFORMED_REQUEST)(scope, exchange.receive, exchange.send)
             else:
-                await self.app(routed, exchange.receive, exchange.send)
+                await self.app(_routable(scope), exchange.receive, exchange.send)
         finally:
             exchange.release_permit()
             if rejected := exchange.arrival.rejected:
                 record.status, record.code = rejected.status, rejected.code
-            if route := routed.get("route"):
-                record.route = route.path_format
             finish_request(record)
 
 

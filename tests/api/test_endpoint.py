@@ -11,7 +11,8 @@ from starlette.responses import Response
 
 from service.web.access import allow
 from service.web.admission import Admission
-from service.web.endpoint import Resources, endpoint_route
+from service.web.endpoint import Runtime
+from service.web.routing import endpoint_route
 from service.web.workers import Workers
 from tests.support.more_endpoints import Session
 from tests.support.polling import until
@@ -92,7 +93,7 @@ def test_only_a_marked_endpoint_waits_for_a_core_to_hash_on(service: Service) ->
     until(lambda: waited() == 2, "the new password is counted")
 
 
-def test_an_endpoint_must_be_a_plain_def(resources: Resources) -> None:
+def test_an_endpoint_must_be_a_plain_def(resources: Runtime) -> None:
     async def wrong() -> None:
         """Would hold the event loop while it waits for the database."""
 
@@ -100,7 +101,7 @@ def test_an_endpoint_must_be_a_plain_def(resources: Resources) -> None:
         endpoint_route(resources)("/wrong", wrong)
 
 
-def test_headers_and_background_tasks_belong_to_the_response(resources: Resources) -> None:
+def test_headers_and_background_tasks_belong_to_the_response(resources: Runtime) -> None:
     @allow("read")
     def wrong(response: Response) -> None:
         """Would set a header on a response that is not sent."""
@@ -122,13 +123,13 @@ def takes_another_in_a_dependency(second: Session, _: Annotated[None, Depends(ta
 
 
 @pytest.mark.parametrize("wrong", [takes_two, takes_embedded, takes_another_in_a_dependency])
-def test_an_endpoint_takes_the_whole_body_as_one_parameter(resources: Resources, wrong: Callable[..., None]) -> None:
+def test_an_endpoint_takes_the_whole_body_as_one_parameter(resources: Runtime, wrong: Callable[..., None]) -> None:
     with pytest.raises(TypeError, match=f"{wrong.__name__} must take the whole body as one parameter"):
         endpoint_route(resources)("/wrong", allow("write")(wrong), methods=["POST"])
 
 
 @pytest.fixture
-def resources() -> Resources:
+def resources() -> Runtime:
     workers = Workers(1)
     admission = Admission(1, backlog=0, name="threads", queue_length=1, queue_wait=1)
-    return Resources(workers, admission, admission, deadline=1)
+    return Runtime(workers, admission, admission, deadline=1)

@@ -12,7 +12,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from service.app import create_app
 from service.settings import Settings
 from service.web.access import Access, UnknownHost, allow
-from service.web.endpoint import EventLoopRoute, endpoint_route
+from service.web.routing import EventLoopRoute, endpoint_route
 
 
 def asked(host: str = "localhost:8000", peer: str | None = "127.0.0.1", path: str = "/users", **headers: str) -> Any:
@@ -134,3 +134,17 @@ def test_a_route_of_another_class_stops_the_start(
 
     with pytest.raises(TypeError, match="declares no scope"):
         asyncio.run(start())
+
+
+def test_a_web_socket_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.telemetry.log.configure", lambda *_: None)
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(create_app(Settings())({**asked(path="/chat"), "type": "websocket"}, receive, send))
+    assert [message["type"] for message in sent] == ["websocket.close"]

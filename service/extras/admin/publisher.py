@@ -27,7 +27,7 @@ from service.extras.admin.worker_files import WorkerFiles
 from service.telemetry import metrics
 from service.telemetry.record import RECORD, Record
 from service.web.admission import Admission, Overloaded
-from service.web.endpoint import EndpointRoute
+from service.web.routing import EndpointRoute
 from service.web.workers import Workers
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from starlette.responses import Response
 from service.extras.admin.publisher import MetricsPublisher
 from service.extras.admin.single_flight import SingleFlight
 from service.web.access import allow
-from service.web.endpoint import EventLoopRoute
 from service.web.responses import json_response
+from service.web.routing import EventLoopRoute
 
 PAGE = Path(__file__).parent / "page"
 FILES = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}

@@ -16,10 +16,10 @@ from service.extras.http.raw_response import Headers, response_bytes
 from service.telemetry.record import Record
 from service.web.access import Access
 from service.web.admission import Admission, Overloaded
-from service.web.endpoint import EndpointRoute
 from service.web.middleware import finish_request, request_id
 from service.web.problems import PROBLEMS, problem_response
 from service.web.root_path import strip_root_path
+from service.web.routing import EndpointRoute
 
 HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")  # RFC 9110, 7.2
 
