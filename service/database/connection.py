@@ -3,18 +3,18 @@
 import re
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from itertools import count
 from typing import Any, Self
 
-from psycopg import Connection, OperationalError, errors
+from psycopg import Connection, Error, OperationalError, errors
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import DiagnosticField, ExecStatus
 from psycopg.pq.abc import PGresult
 from psycopg.rows import TupleRow
 
 from service.database.outage import Outage
-from service.database.refusals import explain, one_line
+from service.database.refusals import explain
 from service.database.sessions import connect_for_writes
 from service.telemetry import metrics
 
@@ -33,13 +33,13 @@ class PooledConnection(Connection[TupleRow]):
 
     @classmethod
     def connect(cls, conninfo: str = "", *, outage: Outage, **kwargs: Any) -> Self:  # type: ignore[override] # noqa: ANN401 - psycopg's
-        """Connect, and have `outage` begin or end. Raises OperationalError."""
+        """Connect, and have `outage` begin or end. Raises psycopg.Error."""
         started = time.monotonic()
         try:
             conn = connect_for_writes(super().connect, conninfo, **kwargs)
-        except OperationalError as exc:
+        except Error as exc:
             metrics.CONNECTION_FAILURES.inc()
-            outage.begin(one_line(exc), partial(explain, conninfo, exc))
+            outage.begin(explain(conninfo, exc))
             raise
         outage.end()
         metrics.CONNECTION_CREATE_TIME.observe(time.monotonic() - started)

@@ -6,14 +6,14 @@ import time
 from typing import Any
 
 from psycopg import Connection, errors, pq
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, timeout_from_conninfo
 from psycopg.pq import ExecStatus, PollingStatus
 from psycopg.pq.abc import PGconn
 
 
 def connect_timeout(conninfo: str) -> float:
     """Return how many seconds a connection may take, and how many the first answer."""
-    return float(conninfo_to_dict(conninfo).get("connect_timeout") or 3)
+    return timeout_from_conninfo(conninfo_to_dict(conninfo))
 
 
 def ask(conn: Connection[Any], query: str, seconds: float) -> list[dict[str, str]]:

@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
 
 from service.database.refusals import Refusal
 
@@ -36,23 +35,15 @@ class Outage:
         refusal = self.refusal
         return refusal.text if refusal and self.served_at < time.monotonic() - UP_FOR else ""
 
-    def begin(self, text: str, explain: Callable[[], Refusal]) -> None:
-        """Note that no connection can be made. Call `explain`, which takes another attempt, for a new text."""
-        noted = Refusal(text)
+    def begin(self, refusal: Refusal) -> None:
+        """Note that no connection can be made."""
         with self._lock:
-            begins, known = self.refusal is None, self.refusal is not None and self.refusal.text == text
+            begins, self.refusal = self.refusal is None, refusal
             if begins or self.served_at > self._began_at:
                 self._began_at, self._attempts = time.monotonic(), 0
             self._attempts += 1
-            if not known:
-                self.refusal = noted
         if begins:
-            logger.error("cannot connect: %s", text)
-        if not known:
-            explained = explain()
-            with self._lock:
-                if self.refusal is noted:
-                    self.refusal = explained
+            logger.error("cannot connect: %s", refusal.text)
 
     def end(self) -> None:
         """Note that a connection was made."""

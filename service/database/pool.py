@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import partial
 from types import TracebackType
 
 from psycopg import Error, OperationalError, errors
@@ -74,7 +73,7 @@ class Database:
             try:
                 return self._session.conninfo()
             except SettingsError as exc:  # the file with the password cannot be read
-                self.outage.begin(str(exc), partial(Refusal, str(exc)))
+                self.outage.begin(Refusal(str(exc)))
                 raise
 
         if self._closed.is_set():  # while the server was being prepared

@@ -5,9 +5,11 @@ trace has the SQLSTATE. What libpq itself says is always English, as Python leav
 """
 
 import re
+import time
 from dataclasses import dataclass
+from functools import lru_cache
 
-from psycopg import NotSupportedError, OperationalError, errors
+from psycopg import Error, errors
 
 from service.database import libpq
 
@@ -24,8 +26,9 @@ TOO_MANY_CONNECTIONS = "53300"
 # The words of libpq, and of poolers, whose errors mostly have the SQLSTATE 08P01.
 NO_SQLSTATE = ("", "08P01")
 PERMANENT_WORDS = re.compile(
-    r"invalid|certificate|private key|no password supplied|does not support SSL|weak sslmode|authentication method"
-    r"|authentication failed|no such (user|database)|(database|role|user) +(does not exist|not found)"
+    r"invalid|bad value|certificate|private key|no password supplied|does not support SSL|weak sslmode"
+    r"|authentication method|authentication failed|no such (user|database)"
+    r"|(database|role|user) +(does not exist|not found)"
 )
 LIMIT_WORDS = re.compile(r"too many (connections|clients)|connection slots|no more connections|max_?client")
 
@@ -77,14 +80,25 @@ def one_line(exc: Exception) -> str:
     return " ".join(str(exc).split())
 
 
-def explain(conninfo: str, exc: Exception) -> Refusal:
-    """Return what it means that connecting failed with `exc`. Takes another attempt, unless that was a timeout."""
+def explain(conninfo: str, exc: Error) -> Refusal:
+    """Return what it means that connecting failed with `exc`.
+
+    Where `exc` says too little, takes another attempt: once a minute for the same text, as psycopg leaks 4 KiB with
+    each trace.
+    """
     text = one_line(exc)
+    if exc.sqlstate:  # of the first statement
+        return Refusal(text, exc.sqlstate, started=True)
     if isinstance(exc, errors.ConnectionTimeout):
         return Refusal(text, started=True, is_timeout=True)
+    return _trace(conninfo, text, time.monotonic() // 60)
+
+
+@lru_cache(maxsize=8)
+def _trace(conninfo: str, text: str, _minute: float) -> Refusal:
     try:
         trace = libpq.trace(conninfo)
-    except (OperationalError, NotSupportedError, AttributeError):
+    except (Error, OSError, AttributeError):  # no second attempt can be made, or not traced
         return Refusal(text, started=True)
     states = SQLSTATE.findall(trace)
     return Refusal(text, states[-1] if states else "", STARTUP in trace)

@@ -61,18 +61,18 @@ class Session:
         conninfo = self.conninfo()
         try:
             return connect_for_writes(psycopg.Connection.connect, conninfo, **self.arguments)
-        except OperationalError as exc:
+        except psycopg.Error as exc:
             raise ConnectFailed(explain(conninfo, exc)) from exc
 
 
 def connect_for_writes(connect: Callable[..., C], conninfo: str, **arguments: Any) -> C:  # noqa: ANN401 - of psycopg
     """Call `connect` for the host that takes writes, and make sure that it received our options.
 
-    Costs a round trip more than `connect`. Raises OperationalError.
+    Costs a round trip more than `connect`. Raises psycopg.Error.
     """
     try:
         return _connect(connect, conninfo, arguments)
-    except OperationalError as exc:
+    except psycopg.Error as exc:
         if READ_ONLY not in str(exc):
             raise
         error = exc
@@ -80,7 +80,7 @@ def connect_for_writes(connect: Callable[..., C], conninfo: str, **arguments: An
     for host in _hosts(conninfo):
         try:
             return _connect(connect, host, {**arguments, "target_session_attrs": "any"})
-        except OperationalError as exc:
+        except psycopg.Error as exc:
             error = exc
     raise error
 
