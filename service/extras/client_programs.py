@@ -4,7 +4,9 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import IO
@@ -100,10 +102,14 @@ def restore(server: str, file: Path) -> str:
     entries = _run([folder / "pg_restore", "--list", str(file)], environment).splitlines(keepends=True)
     privileges = list(filter(PRIVILEGE.match, entries))
     others = [line for line in entries if not PRIVILEGE.match(line) and not EXTENSION.match(line)]
-    with subprocess.Popen(  # noqa: S603
-        [folder / "psql", "--no-psqlrc", "--quiet", "--output=/dev/null", conninfo],
-        stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-    ) as psql:  # fmt: skip
+    with (
+        tempfile.TemporaryFile("w+") as errors,  # a pipe would fill up, as nobody reads it until the end
+        subprocess.Popen(  # noqa: S603
+            [folder / "psql", "--no-psqlrc", "--quiet", "--output=/dev/null", conninfo],
+            stdin=subprocess.PIPE, stderr=errors, text=True, env=environment,
+        ) as psql,
+    ):  # fmt: skip
+        failure = ""
         try:
             for begin, chosen in ((BEGIN_RESTORE, others), (BEGIN_PRIVILEGES, privileges)):
                 print(begin, file=psql.stdin, flush=True)
@@ -112,13 +118,15 @@ def restore(server: str, file: Path) -> str:
                      str(file)],
                     environment, "".join(chosen), psql.stdin,
                 )  # fmt: skip
-            _, warnings = psql.communicate("\\set ON_ERROR_STOP on\nCOMMIT;\n")
+            print("\\set ON_ERROR_STOP on\nCOMMIT;", file=psql.stdin, flush=True)
         except (ProgramError, BrokenPipeError) as exc:  # without its COMMIT, psql leaves everything as it was
-            _, errors = psql.communicate()
-            raise ProgramError(_one_line(errors) or str(exc)) from exc
-    if psql.returncode:
-        raise ProgramError(_one_line(warnings))
-    return _one_line(warnings)
+            failure = str(exc)
+        psql.communicate()
+        errors.seek(0)
+        said = _one_line(errors.read())
+    if failure or psql.returncode:
+        raise ProgramError(said or failure)
+    return said
 
 
 def _version(server: str) -> int:
@@ -132,8 +140,7 @@ def _version(server: str) -> int:
 def _connection(server: str) -> tuple[str, dict[str, str]]:
     """Return the connection string without its password, as every user can see a command line, and the environment."""
     parts = conninfo_to_dict(server)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    environment["PGPASSWORD"] = str(parts.pop("password", ""))
+    environment = {**os.environ, "PGPASSWORD": str(parts.pop("password", ""))}
     parts.setdefault("target_session_attrs", "read-write")  # of several hosts, the one that is not a standby
     return make_conninfo("", **parts), environment
 
@@ -149,8 +156,9 @@ def programs_for(version: int, *, older: bool = False) -> Path:
     found: dict[int, Path] = {}
     for folder in (*folders, *on_path, *_wheel()):
         if all(os.access(folder / name, os.X_OK) for name in NAMES):
-            text = _run([folder / "pg_dump", "--version"], os.environ)
-            found.setdefault(int(re.findall(r"\d+", text)[0]), folder)
+            with suppress(ProgramError):  # Debian's wrapper, which stays when the programs are removed
+                text = _run([folder / "pg_dump", "--version"], os.environ)
+                found.setdefault(int(re.findall(r"\d+", text)[0]), folder)
     fit = [each for each in found if each >= version] or (sorted(found)[-1:] if older else [])
     if not fit:
         raise ProgramError(

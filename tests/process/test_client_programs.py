@@ -138,9 +138,22 @@ def test_a_backup_that_cannot_be_written_says_so_and_leaves_no_file(
     assert [each.read_text() for each in tmp_path.iterdir()] == ["of yesterday"]
 
 
+def test_more_errors_than_a_pipe_holds_end_no_restore(checkout: Checkout, cluster: Cluster, tmp_path: Path) -> None:
+    old, new, role = cluster.create_database(), cluster.create_database(), "r" * 63
+    columns = [f"c{number}" for number in range(1500)]
+    with old.as_superuser() as conn:
+        conn.execute(f"CREATE ROLE {role}; SET ROLE {old.name}; CREATE TABLE wide ({' bool, '.join(columns)} bool)")
+        conn.execute(f"GRANT SELECT ({', '.join(columns)}) ON wide TO {role}; RESET ROLE")
+        assert run(checkout, old.environment, "backup", str(tmp_path / "wide.dump")).returncode == 0
+        conn.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    done = run(checkout, new.environment, "restore", str(tmp_path / "wide.dump"))
+    assert (done.returncode, done.stderr.count(role)) == (0, 1500)
+
+
 def test_psql_reaches_the_database_without_showing_its_password(checkout: Checkout, full: TestDatabase) -> None:
-    given = "\\! cat /proc/$PPID/cmdline\nSELECT current_database();\nSELECT 1/0;\n"
-    done = run(checkout, full.environment, "psql", given=given)
+    given = "\\! cat /proc/$PPID/cmdline\n\\! printenv PGSSLROOTCERT\nSELECT current_database();\nSELECT 1/0;\n"
+    done = run(checkout, {**full.environment, "PGSSLROOTCERT": "/of/the/settings"}, "psql", given=given)
+    assert "/of/the/settings\n" in done.stdout
     assert f"dbname={full.name}" in done.stdout
     assert f"\n {full.name}\n" in done.stdout
     assert "division by zero" in done.stderr

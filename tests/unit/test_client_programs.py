@@ -1,5 +1,8 @@
 """Which programs fit a server."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from service.extras import embedded
@@ -15,3 +18,11 @@ def test_without_programs_that_fit_the_server_the_error_says_what_to_install() -
     with pytest.raises(ProgramError, match=r"psql, pg_dump, pg_restore of PostgreSQL 99 .*postgresql-client-99"):
         programs_for(99)
     assert (programs_for(99, older=True) / "psql").exists()
+
+
+def test_programs_that_do_not_run_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("psql", "pg_dump", "pg_restore"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert programs_for(18) == embedded.programs()
