@@ -7,6 +7,7 @@ import math
 import os
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from service.settings import Settings
@@ -38,8 +39,8 @@ def unit(settings: Settings) -> str:
 
 
 def notify(state: str) -> None:
-    """Send `state`, such as READY=1, to systemd when it has started the service."""
+    """Send `state`, such as READY=1, to systemd when it has started the service. Ignore an address of nobody."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager, suppress(OSError):
             manager.sendto(state.encode(), f"\0{address[1:]}" if address[0] == "@" else address)
