@@ -182,7 +182,8 @@ def _limits_reported() -> Iterator[None]:
 def _settings_or_exit() -> Settings:
     try:
         environment.export_telemetry()
-        environment.remove_libpq_variables()
+        for line in environment.remove_libpq_variables():  # `serve` has removed and reported them for its workers
+            print(line, file=sys.stderr)  # noqa: T201 - before there is a log
         settings = environment.load()
         settings.server()  # refuse to start without a database, as `serve` does: any ASGI server may be in production
     except environment.SettingsError as exc:
