@@ -49,6 +49,17 @@ def test_folders_of_killed_services_are_deleted_at_the_next_start(
         os.close(lock)
 
 
+def test_a_link_that_somebody_left_behind_creates_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    os.close(left_behind(tmp_path, "trap", age=0, lock=FREE))
+    (tmp_path / f"{PREFIX}trap" / "1.lock").symlink_to(tmp_path / "created")
+    os.utime(tmp_path / f"{PREFIX}trap", (0, 0))
+    files = WorkerFiles()
+    files.open()
+    files.close()
+    assert not (tmp_path / "created").exists()
+
+
 def test_a_folder_that_cannot_be_written_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/proc")  # not even root makes a folder there
     files = WorkerFiles()

@@ -119,8 +119,10 @@ def _parents() -> Iterator[Path]:
 
 def _sweep(parent: Path) -> None:
     for folder in parent.glob(f"{PREFIX}*"):
-        with suppress(OSError):  # another user's, or another worker sweeps it
-            if time.time() - folder.stat().st_mtime > STALE and not _is_in_use(folder):
+        with suppress(OSError):  # another worker sweeps it
+            found = folder.lstat()
+            is_stale = found.st_uid == os.geteuid() and time.time() - found.st_mtime > STALE
+            if is_stale and not _is_in_use(folder):
                 shutil.rmtree(folder)
 
 
@@ -137,7 +139,7 @@ def _is_held(path: Path) -> bool:
 
 
 def _open_lock(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 def _try_lock(lock: int, how: int) -> bool:
