@@ -17,7 +17,7 @@ from service.settings import Settings
 from service.telemetry.record import RECORD
 from service.web.api_keys import GRANTS, ApiKeys, Caller
 
-Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 
 OPEN = "open"  # the scope of a route that needs no key
 ANY = "any"  # the scope of what every key may do
@@ -31,11 +31,10 @@ LOCALHOST = re.compile(rb"(?:(?:[a-z0-9-]+\.)*localhost|127\.0\.0\.1|\[::1\])")
 PORT = re.compile(rb":[0-9]*$")
 FORWARDED = {b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via"}  # a proxy adds one of them
 
-AUTHORIZATION = re.compile(rb"\r\nauthorization:([^\r\n]*)", re.IGNORECASE)
+AUTHORIZATION = re.compile(rb"\r\n[Aa]uthorization:([^\r\n]*)")  # in capitals, it is found when the head is parsed
 
 NOBODY = Caller("", frozenset())
 LOCAL = Caller("", frozenset(GRANTS))
-LOCAL_HTTP_1_0 = Caller("", LOCAL.scopes - {"operator"})  # it may be an nginx older than 1.29.7, which adds no header
 
 # For OpenAPI: FastAPI's own classes describe what `_key` reads.
 SCHEMES = {
@@ -57,12 +56,12 @@ class UnknownHost(Exception):
     """There are no API keys, and the request may not come from this machine."""
 
 
-def allow(scope: str) -> Callable[[Endpoint], Endpoint]:
+def allow(scope: str) -> Callable[[EndpointT], EndpointT]:
     """Declare who may call an endpoint: "read", "write", "signup", "operator", or OPEN, ANY."""
     if scope not in SCOPES:
         raise ValueError(f"{scope!r} is no scope: choose one of {', '.join(sorted(SCOPES))}")
 
-    def declare(endpoint: Endpoint) -> Endpoint:
+    def declare(endpoint: EndpointT) -> EndpointT:
         endpoint.scope = scope  # type: ignore[attr-defined]
         return endpoint
 
@@ -112,7 +111,7 @@ class Access:
         if self._local_only:
             if http["path"] not in PROBES and not self._is_local(http):
                 raise UnknownHost
-            return LOCAL if http["http_version"] != "1.0" else LOCAL_HTTP_1_0
+            return LOCAL
         return self._key_holder([value for name, value in http["headers"] if name == b"authorization"])
 
     def _key_holder(self, authorization: list[bytes]) -> Caller:
@@ -127,12 +126,13 @@ class Access:
         """Return whether a program or a browser on this machine asks.
 
         The host must be a name of this machine: a web page could have a name of its own resolve to it. A proxy on this
-        machine asks for somebody else.
+        machine asks for somebody else: it adds a header, or speaks HTTP/1.0, as nginx before 1.29.7 does.
         """
         headers = dict(http["headers"])
         peer = (http.get("client") or ("",))[0]
         return (
             (peer == "::1" or peer.startswith(("127.", "::ffff:127.")))
+            and http["http_version"] != "1.0"
             and self._is_local_host(headers.get(b"host", b""))
             and FORWARDED.isdisjoint(headers)
         )

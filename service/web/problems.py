@@ -137,8 +137,8 @@ PROBLEMS: ProblemTable = {
     ),
     UnknownHost: Problem(
         "unknown-host", 421, "Without API keys only this machine is answered",
-        "Ask from the machine itself, at localhost and through no proxy. For others, whoever runs the service sets"
-        " API_KEYS_FILE or ANONYMOUS_ACCESS; ALLOWED_HOSTS takes more names of the machine.",
+        "Ask from the machine itself, at localhost, by HTTP/1.1 and through no proxy. For others, whoever runs the"
+        " service sets API_KEYS_FILE or ANONYMOUS_ACCESS; ALLOWED_HOSTS takes more names of the machine.",
     ),
     404: Problem(
         "not-found", 404, "There is nothing at this path",

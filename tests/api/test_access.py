@@ -275,13 +275,6 @@ def test_every_write_and_every_refusal_is_logged_with_the_key_and_the_user(servi
     assert not [key for key in keys.values() if key in service.log]
 
 
-def test_without_keys_http_1_0_of_a_bare_nginx_reaches_nothing_of_the_operators(database: TestDatabase) -> None:
-    with Service(database.environment | {"WORKER_THREADS": "1"}) as service:
-        for path in ("/pool", "/metrics"):
-            is_problem(exchange(service.url, f"GET {path} HTTP/1.0"), 401, "unauthenticated")
-            assert exchange(service.url, f"GET {path} HTTP/1.1").status_code == 200
-
-
 def test_what_needs_a_key_declares_it(service: Service) -> None:
     openapi = service.client.get("/openapi.json").json()
     schemes = openapi["components"]["securitySchemes"]

@@ -82,7 +82,6 @@ CROWDS = {
     "500 clients of a web page": Crowd(500, request("GET", "/users/{id}", "Origin: https://x.example")),
     "500 clients that change users": Crowd(500, CHANGE, few=CHANGE),
     "500 clients that connect for each request": Crowd(500, READ_AND_CLOSE, few=READ_AND_CLOSE),
-    "500 clients that speak HTTP/1.0": Crowd(500, READ_BY_HTTP_1_0, few=READ_BY_HTTP_1_0),
 }
 
 
@@ -99,6 +98,15 @@ def test_with_a_short_queue_they_leave_the_goodput_where_it_was_too(
     with Service({**filled.environment, "QUEUE_LENGTH": "16"}) as service:
         drive(service.url, READ, 16, SHORT)  # to warm up
         compare_with_the_peak(service, tell, "1,000 clients and a queue of 16", Crowd(1000, READ))
+
+
+def test_those_that_speak_http_1_0_leave_the_goodput_where_it_was_too(
+    filled: TestDatabase, tell: Callable[[str], None]
+) -> None:
+    with Service({**filled.environment, "ANONYMOUS_ACCESS": "read"}) as service:
+        drive(service.url, READ, 64, SHORT)  # to warm up
+        crowd = Crowd(500, READ_BY_HTTP_1_0, few=READ_BY_HTTP_1_0)
+        compare_with_the_peak(service, tell, "500 clients that speak HTTP/1.0", crowd)
 
 
 def compare_with_the_peak(service: Service, tell: Callable[[str], None], name: str, crowd: Crowd) -> None:

@@ -83,6 +83,10 @@ def test_without_keys_a_proxy_is_not_answered(name: str) -> None:
     assert not is_answered(asked(**{name: ""}))
 
 
+def test_without_keys_an_nginx_that_adds_no_header_is_not_answered() -> None:
+    assert not is_answered(asked("127.0.0.1:8000") | {"http_version": "1.0"})
+
+
 def test_a_probe_is_answered_under_every_name() -> None:
     assert is_answered(asked("10.0.0.7:8000", "10.0.0.1", "/readyz"))
 
