@@ -108,7 +108,7 @@ class _JsonFormatter(_TextFormatter):
         if record.caller:
             line += f',"caller":"{record.caller}"'
         if record.subject:
-            line += f',"subject":{json.dumps(record.subject)}'
+            line += f',"subject":"{record.subject}"'
         return f'{line},"code":"{record.code}"}}' if record.code else line + "}"
 
 

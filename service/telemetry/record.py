@@ -17,7 +17,7 @@ class Record:
     status: int = 0  # until the response starts
     code: str = ""  # of the problem, if the response is one
     caller: str = ""  # the name of the API key
-    subject: str = ""  # the id of what a write is about
+    subject: str = ""  # the id of what a write is about, percent-encoded: it cannot forge a log line
     queued: float | None = None  # waited for a thread
     queued_to_hash: float | None = None  # waited for a core
     waited: float | None = None  # on the thread, for a connection

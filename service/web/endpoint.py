@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 from fastapi.routing import APIRoute, serialize_response
 from pydantic_core import PydanticUndefined
@@ -76,7 +77,7 @@ class Endpoint:
         DEADLINE.set(record.queued_at + self._runtime.deadline)
         arguments = await self.arguments.read(Request(scope, receive), body)  # 422
         if scope["method"] != "GET":
-            record.subject = ",".join(str(arguments.get(name, "")) for name in scope["path_params"])
+            record.subject = ",".join(quote(str(arguments.get(name, ""))) for name in scope["path_params"])
 
         with (
             await self._permit_to_hash(arrival, body),  # 503

@@ -54,6 +54,12 @@ def test_a_query_parameter_may_be_repeated(client: httpx.Client) -> None:
     is_problem(client.get("/sum?numbers=1&numbers=x"), 422, "invalid-request")
 
 
+def test_a_name_in_a_path_cannot_forge_a_line_of_the_log(service: Service, client: httpx.Client) -> None:
+    assert client.delete("/names/ada%0Aforged").status_code == 204
+    until(lambda: " on ada%0Aforged\n" in service.log, "the deletion is logged")
+    assert "\nforged" not in service.log
+
+
 @pytest.mark.parametrize("status", [418, 404, 499, 503])
 def test_an_exception_of_any_status_is_a_problem_with_its_own_words(client: httpx.Client, status: int) -> None:
     answer = client.get(f"/teapot/{status}")

@@ -83,6 +83,12 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:
     def echo(value: Session) -> Session:
         return value
 
+    @router.delete("/names/{name}", status_code=204)
+    @allow("write")
+    def forget(name: str) -> Response:
+        assert name
+        return Response(status_code=204)
+
     @router.post("/secret", status_code=204)
     @allow("write")
     def keep(_secret: dict[str, str]) -> Response:
