@@ -110,7 +110,7 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
                 await stack.enter_async_context(workers.running())
                 await anyio.to_thread.run_sync(startup.begin)
                 _spare_the_collector()
-                await stack.enter_async_context(expiring(queue, hashing, workers))
+                await stack.enter_async_context(expiring(queue.expire, hashing.expire, workers.expire))
                 await stack.enter_async_context(publisher.run(app.routes))
             systemd.notify("READY=1")
             early_queue = EarlyQueue(queue, access, app.routes, settings.root_path, traced=tracing.configured())

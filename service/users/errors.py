@@ -49,7 +49,7 @@ USER_PROBLEMS: ProblemTable = {
     ),
     WrongCredentials: Problem(
         "wrong-credentials", 401, "The email or the password is wrong",
-        "Check both. Which of them is wrong is not told.", least_duration=FAILED_LOGIN_DURATION,
+        "Check both. Nobody learns which of them is wrong.", least_duration=FAILED_LOGIN_DURATION,
     ),
     TooManyAttempts: Problem(
         "too-many-attempts", 429, "Too many logins failed for this email",

@@ -7,15 +7,15 @@ has returned, so a client that sends or reads slowly never holds one.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Protocol, Self
+from typing import Self
 
 from service.telemetry import metrics
 
 FULL, LATE = "full", "late"  # why a request is refused
 
-TICK = 0.05  # seconds between two looks at who has waited too long
+TICK = 0.05  # seconds between two searches for requests that have waited too long
 
 
 class Overloaded(Exception):
@@ -160,22 +160,18 @@ def _pop(line: OrderedDict[Turn, float], *, last: bool = False) -> Turn | None:
     return None
 
 
-class Expires(Protocol):
-    """Something in which nobody may wait too long."""
-
-    def expire(self, now: float) -> None:
-        """Refuse whoever has waited until the monotonic time `now` or an earlier one."""
-
-
 @asynccontextmanager
-async def expiring(*queues: Expires) -> AsyncIterator[None]:
-    """Have `queues` expire regularly while the block runs. One timer for all: a timer for each request costs 3 %."""
+async def expiring(*expire: Callable[[float], None]) -> AsyncIterator[None]:
+    """Call each function every TICK with the monotonic time, while the block runs.
+
+    One timer for all requests: one for each costs 3 %.
+    """
 
     async def run() -> None:
         while True:
             await asyncio.sleep(TICK)
-            for queue in queues:
-                queue.expire(time.monotonic())
+            for each in expire:
+                each(time.monotonic())
 
     timer = asyncio.create_task(run())
     try:

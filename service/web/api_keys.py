@@ -35,7 +35,7 @@ CHECKSUM_CHARACTERS = 6  # 62**6 > 2**32
 NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")  # it appears in the log
 LINE = re.compile(rf"({NAME.pattern})\s+({'|'.join(GRANTS)})\s+([0-9a-f]{{64}})", re.ASCII)
 
-CHECK_INTERVAL = 0.5  # seconds between two looks at the file
+CHECK_INTERVAL = 0.5  # seconds between two checks whether the file has changed
 
 OTHERS = 0o077  # the mode bits of everybody but the owner
 

@@ -93,10 +93,11 @@ class Workers:
         try:
             for _ in range(self.size):
                 started = asyncio.get_running_loop().create_future()
-                threads.append(asyncio.create_task(to_thread.run_sync(self._work, started)))
-                await asyncio.wait([started, threads[-1]], return_when=asyncio.FIRST_COMPLETED)
-                if threads[-1].done():
-                    threads.pop().result()
+                thread = asyncio.create_task(to_thread.run_sync(self._work, started))
+                await asyncio.wait([started, thread], return_when=asyncio.FIRST_COMPLETED)
+                if thread.done():
+                    thread.result()  # raises
+                threads.append(thread)
             yield
         finally:
             for _ in threads:

@@ -79,7 +79,7 @@ def crowd(
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
         admission = Admission(limit, backlog=backlog, name="threads", queue_length=queue_length, queue_wait=queue_wait)
         crowd = Crowd(admission)
-        async with expiring(admission):
+        async with expiring(admission.expire):
             await scene(crowd)
             await crowd.go_home()
         assert errors == []

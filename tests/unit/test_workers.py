@@ -40,7 +40,7 @@ def play(scene: Callable[[Workers], Coroutine[Any, Any, None]]) -> None:
 
     async def run() -> None:
         workers = Workers(SIZE)
-        async with asyncio.timeout(LONG), workers.running(), expiring(workers):
+        async with asyncio.timeout(LONG), workers.running(), expiring(workers.expire):
             await scene(workers)
             assert workers.idle == SIZE
 
