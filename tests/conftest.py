@@ -26,6 +26,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--server") == "uvicorn":
+        protocol = [item for item in items if item.get_closest_marker("protocol")]
+        config.hook.pytest_deselected(items=protocol)
+        items[:] = [item for item in items if item not in protocol]
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """PostgreSQL 18 from the wheel, reached over TCP with a password."""

@@ -122,6 +122,7 @@ def test_a_method_that_no_path_takes_is_refused(service: Service, method: str, p
     is_problem(send(service, method, path), 405, "method-not-allowed")
 
 
+@pytest.mark.protocol
 @pytest.mark.parametrize("method", ["FOO", "get", "X" * 1000, "G-T"], ids=short)
 def test_an_unknown_method_is_told_as_a_problem(service: Service, method: str) -> None:
     answer = send(service, method, "/users")
@@ -129,6 +130,7 @@ def test_an_unknown_method_is_told_as_a_problem(service: Service, method: str) -
     is_a_problem_of_some_kind(answer)
 
 
+@pytest.mark.protocol
 @pytest.mark.parametrize(
     ("request_line", "header"),
     [

@@ -35,6 +35,7 @@ def hasty(database: TestDatabase) -> Iterator[Service]:
         yield service
 
 
+@pytest.mark.protocol
 def test_a_request_is_answered_though_garbage_comes_behind_it(service: Service) -> None:
     head = (
         f"POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(SIGN_UP)}\r\n\r\n"
@@ -46,6 +47,7 @@ def test_a_request_is_answered_though_garbage_comes_behind_it(service: Service) 
     assert answer.headers["Location"] == "/users/7"
 
 
+@pytest.mark.protocol
 @pytest.mark.parametrize("upgrade", ["h2c", "websocket", "TLS/1.0"])
 def test_an_upgrade_is_not_taken_and_its_body_is_read(service: Service, upgrade: str) -> None:
     """As curl --http2 and Java's HttpClient send it (RFC 9110, 7.8)."""
@@ -61,6 +63,7 @@ def test_an_upgrade_is_not_taken_and_its_body_is_read(service: Service, upgrade:
         assert Answer(peer.recv(65536)).status_code == 201
 
 
+@pytest.mark.protocol
 def test_the_body_of_an_upgrade_is_not_taken_for_a_request(service: Service, client: httpx.Client) -> None:
     """A proxy would pass it on as somebody's body."""
     body = b"DELETE /users/8 HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -75,6 +78,7 @@ def test_the_body_of_an_upgrade_is_not_taken_for_a_request(service: Service, cli
     assert client.get("/users/8").status_code == 200
 
 
+@pytest.mark.protocol
 def test_who_speaks_no_http_is_told_that_the_connection_ends(service: Service) -> None:
     answer = exchange(service.url, "garbage")
     assert (answer.status_code, answer.json()["code"]) == (400, "malformed-request")
@@ -85,6 +89,7 @@ def test_an_upgrade_without_a_body_is_not_taken_and_answered(service: Service) -
     assert exchange(service.url, "GET /users HTTP/1.1", "Upgrade: h2c").status_code == 200
 
 
+@pytest.mark.protocol
 def test_headers_without_an_end_are_refused_before_they_fill_the_memory(service: Service) -> None:
     answer = exchange(service.url, "GET /users HTTP/1.1", "X-Huge: " + "x" * 4_000_000)
     assert (answer.status_code, answer.json()["code"]) == (431, "head-too-large")
@@ -99,6 +104,7 @@ def test_a_body_that_does_not_come_is_given_up_at_the_deadline(hasty: Service, c
     assert client.get("/livez").status_code == 200
 
 
+@pytest.mark.protocol
 @pytest.mark.parametrize(("length", "status"), [(65_000, 200), (65_536, 431), (200_000, 431)])
 def test_a_head_of_more_than_64_kib_is_refused_however_it_comes(service: Service, length: int, status: int) -> None:
     """The network may bring all of it at once."""
@@ -196,6 +202,7 @@ def test_a_request_that_has_begun_to_come_behind_another_is_answered_when_it_is_
     assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200"] * 2
 
 
+@pytest.mark.protocol
 @pytest.mark.parametrize("behind", [b"GET / HTTP/1.1\r\nX-Long: " + b"x" * 70_000, b"garbage\r\n\r\n"])
 def test_a_write_is_answered_whatever_comes_behind_it_while_it_is_done(service: Service, behind: bytes) -> None:
     """It is done, and who sent it must know."""
@@ -212,6 +219,7 @@ def test_a_write_is_answered_whatever_comes_behind_it_while_it_is_done(service: 
     assert "ERROR" not in service.log[logged:]
 
 
+@pytest.mark.protocol
 def test_a_body_that_is_wrong_on_its_way_is_told_once_and_is_no_bug(service: Service) -> None:
     logged = len(service.log)
     expect = "Expect: 100-continue\r\nTransfer-Encoding: chunked"
@@ -238,6 +246,7 @@ def test_a_client_that_takes_its_answers_slowly_gets_all_of_them(impatient: Serv
     assert received > 4 * size
 
 
+@pytest.mark.protocol
 @pytest.mark.parametrize(
     "head",
     [
@@ -307,6 +316,7 @@ def test_what_the_standard_lets_a_client_send_is_taken(service: Service, first: 
         assert Answer(peer.recv(65536)).status_code == 200
 
 
+@pytest.mark.protocol
 @pytest.mark.parametrize("end", ["\r\n", ""], ids=["whole", "unfinished"])
 def test_headers_are_counted_as_they_come(service: Service, end: str) -> None:
     """Thirteen thousand of three bytes took 17 ms and 1.6 MiB, of each connection."""

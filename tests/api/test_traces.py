@@ -14,7 +14,7 @@ from service.extras import tracing
 from tests.support.polling import until
 from tests.support.postgres import Cluster, TestDatabase
 from tests.support.process import CHECKOUT, Service
-from tests.support.sessions import locked
+from tests.support.sessions import locked, waiting
 
 ADA = {"id": 1, "fname": "Ada", "lname": "Lovelace", "email": "ada@example.com", "password": "correct horse"}
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -147,10 +147,8 @@ def test_a_request_that_finds_the_queue_full_is_a_span_too(cluster: Cluster, col
         with locked(full):
             holder.submit(service.client.get, "/users")
             headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
-            until(
-                lambda: httpx.get(f"{service.url}/users/9", headers=headers, timeout=30).status_code == 503,
-                "its place is taken",
-            )
+            until(lambda: waiting(full) == 1, "its place is taken")
+            assert httpx.get(f"{service.url}/users/9", headers=headers, timeout=30).status_code == 503
         named(collector, "GET /users/{user_id}", trace=TRACE, **{"http.response.status_code": 503})
 
 
