@@ -126,7 +126,7 @@ def test_json_that_does_not_fit_is_invalid(application: Application, body: bytes
         assert len(response.content) < 10_000, "a large mistake gets no larger answer"
 
 
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=100, deadline=None, database=None)
 @given(st.binary() | any_json.map(lambda value: json.dumps(value).encode()))
 def test_no_body_makes_an_error_of_the_service(application: Application, body: bytes) -> None:
     response = application.request("POST", "/users", body)
