@@ -73,8 +73,8 @@ def client(service: Service) -> httpx.Client:
 
 
 @pytest.fixture
-def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Tell a figure: it is printed at the end of the run."""
+def record_figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Record a figure, which is printed at the end of the run."""
     return lambda figure: record_property("figure", figure)
 
 

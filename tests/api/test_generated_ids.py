@@ -60,25 +60,25 @@ def fields(**others: str) -> dict[str, str]:
 
 
 def test_a_client_that_chose_no_id_never_learns_that_one_was_taken(
-    database: TestDatabase, tell: Callable[[str], None]
+    database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with Service(database.environment) as service, database.connect() as conn:
         for start, end in ((FIRST, FIRST), (FIRST + 2, FIRST + 10_001)):
             conn.execute(TAKE, (start, end))
             began = time.monotonic()
             assert create(service.client)["id"] == end + 1
-            tell(f"created after {end - start + 1} ids that were taken: {time.monotonic() - began:.3f} s")
+            record_figure(f"created after {end - start + 1} ids that were taken: {time.monotonic() - began:.3f} s")
         is_problem(service.client.post("/users", json=new_user(id=create(service.client, id=7)["id"])), 409, "id-taken")
 
 
 def test_a_hundred_thousand_taken_ids_are_skipped_within_one_statement(
-    conn: PooledConnection, tell: Callable[[str], None]
+    conn: PooledConnection, record_figure: Callable[[str], None]
 ) -> None:
     conn.execute(TAKE, (FIRST, FIRST + 99_999))
     began = time.monotonic()
     assert insert_user(conn, None, fields())[0] == FIRST + 100_000
     took = time.monotonic() - began
-    tell(f"100,000 taken ids were skipped in {took:.3f} s")
+    record_figure(f"100,000 taken ids were skipped in {took:.3f} s")
     assert took < 5, "longer than a statement may run"
 
 

@@ -108,7 +108,7 @@ def test_a_long_path_is_cut(form: str, cluster: Cluster) -> None:
 
 
 def test_a_flood_of_what_is_cheap_to_answer_has_few_lines_and_hides_no_line_of_what_is_served(
-    service: Service, tell: Callable[[str], None]
+    service: Service, record_figure: Callable[[str], None]
 ) -> None:
     batches, size = 150, 20
     logged = len(service.log)
@@ -136,5 +136,7 @@ def test_a_flood_of_what_is_cheap_to_answer_has_few_lines_and_hides_no_line_of_w
         lambda: sum(line.get("path") == "/users/424242" for line in since()) == 2 * CHEAP_LINES,
         "what was served is told",
     )
-    tell(f"a flood of {batches * size / took:.0f} requests a second to nowhere: {own / batches / size:.1%} have lines")
+    record_figure(
+        f"a flood of {batches * size / took:.0f} requests a second to nowhere: {own / batches / size:.1%} have lines"
+    )
     assert own <= CHEAP_LINES * (took + 2)

@@ -199,7 +199,7 @@ def neighbour(service: Service) -> Iterator[Neighbour]:
 
 @pytest.mark.parametrize("kind", REQUESTS)
 def test_one_request_keeps_nobody_else_waiting(
-    service: Service, neighbour: Neighbour, tell: Callable[[str], None], kind: str
+    service: Service, neighbour: Neighbour, record_figure: Callable[[str], None], kind: str
 ) -> None:
     request = REQUESTS[kind]
     statuses: set[int] = set()
@@ -212,6 +212,6 @@ def test_one_request_keeps_nobody_else_waiting(
         len(waits) < 3 and min(waits, default=BOUND) > PROMISE
     ):  # a pause of the machine's own does not come each time
         waits.append(neighbour.longest_wait(send))
-    tell(f"one request: {min(waits) * 1000:6.1f} ms is the longest wait of another beside: {kind}")
+    record_figure(f"one request: {min(waits) * 1000:6.1f} ms is the longest wait of another beside: {kind}")
     assert all(400 <= status < 500 for status in statuses), statuses
     assert min(waits) < BOUND

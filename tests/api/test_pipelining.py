@@ -111,11 +111,11 @@ def play(service: Service, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [random.SystemRandom().randint(0, 10**6)], ids=["random"])
 def test_while_some_are_served_each_request_has_its_answer(
-    cluster: Cluster, seed: int, tell: Callable[[str], None]
+    cluster: Cluster, seed: int, record_figure: Callable[[str], None]
 ) -> None:
     with Service({**cluster.create_database().environment, **SMALL}) as service:
         play(service, seed)
-    tell(f"{STREAMS} random streams of pipelined requests under overload: no body was run as a request")
+    record_figure(f"{STREAMS} random streams of pipelined requests under overload: no body was run as a request")
 
 
 @pytest.mark.parametrize("seed", [random.SystemRandom().randint(0, 10**6)], ids=["random"])

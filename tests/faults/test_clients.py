@@ -108,7 +108,7 @@ def test_a_client_that_hangs_up_disturbs_nobody(service: Service, stage: str, ho
 
 @pytest.mark.parametrize("how", ["FIN", "RST"])
 def test_clients_that_hang_up_while_they_queue_and_while_they_hold_a_thread_leave_nothing(
-    service: Service, database: TestDatabase, how: str, tell: Callable[[str], None]
+    service: Service, database: TestDatabase, how: str, record_figure: Callable[[str], None]
 ) -> None:
     before = abandoned(service)
     with locked(database):
@@ -127,7 +127,7 @@ def test_clients_that_hang_up_while_they_queue_and_while_they_hold_a_thread_leav
         "each is over: told in the log, or counted as it had not been read",
     )
     assert service.client.get("/pool").json()["totals"]["abandoned"] == abandoned(service) > before
-    tell(f"40 clients hung up ({how}) at a locked table: the next one was answered after {took:.3f} s")
+    record_figure(f"40 clients hung up ({how}) at a locked table: the next one was answered after {took:.3f} s")
     assert took < 1
 
 
@@ -146,7 +146,7 @@ def test_a_client_that_hangs_up_while_its_answer_is_sent_disturbs_nobody(service
 
 @pytest.mark.parametrize("stage", ["before the headers end", "in mid-body", "in mid-chunk"])
 def test_many_slow_senders_keep_nobody_waiting(
-    service: Service, database: TestDatabase, stage: str, tell: Callable[[str], None]
+    service: Service, database: TestDatabase, stage: str, record_figure: Callable[[str], None]
 ) -> None:
     with ExitStack() as stack, Load(service.url, clients=2) as load:
         peers = [stack.enter_context(connect(service.url)) for _ in range(MANY)]
@@ -157,13 +157,13 @@ def test_many_slow_senders_keep_nobody_waiting(
         answered(load, began)
         assert "active" not in sessions(database).values() or len(sessions(database)) == THREADS
     longest = max(each.seconds for each in load.answers if each.began > began and each.method == "GET")
-    tell(f"{MANY} slow senders ({stage}): reads answered, longest {longest:.3f} s")
+    record_figure(f"{MANY} slow senders ({stage}): reads answered, longest {longest:.3f} s")
     assert not load.unexpected({200, 201})
     assert longest < 1
 
 
 def test_many_slow_readers_hold_no_connection(
-    service: Service, database: TestDatabase, tell: Callable[[str], None]
+    service: Service, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with ExitStack() as stack, Load(service.url, clients=2) as load:
         began = time.monotonic()
@@ -181,7 +181,7 @@ def test_many_slow_readers_hold_no_connection(
         while received < PAGE_BYTES:  # one of them reads on after all, and gets its answer whole
             received += len(next(rest))
     slowest = max(each.seconds for each in load.answers if each.began > began)
-    tell(
+    record_figure(
         f"60 slow readers of {PAGE_BYTES // 1000} kB: reads while they stall {longest:.3f} s at the longest"
         f" ({slowest:.3f} s while their pages were made)"
     )
@@ -193,7 +193,7 @@ def test_many_slow_readers_hold_no_connection(
     "sent", [b"", STAGES["in mid-body"], PAGE * 8], ids=["ask nothing", "send no more", "take no answer"]
 )
 def test_more_idle_clients_than_files_keep_neither_a_new_one_nor_postgresql_out(
-    sent: bytes, cluster: Cluster, tell: Callable[[str], None]
+    sent: bytes, cluster: Cluster, record_figure: Callable[[str], None]
 ) -> None:
     database = cluster.create_database()
     command = ["sh", "-c", f"ulimit -n {FILES}; exec {sys.executable} -m service serve"]
@@ -212,12 +212,12 @@ def test_more_idle_clients_than_files_keep_neither_a_new_one_nor_postgresql_out(
         evicted = counted(service, "http_server_connections_evicted_total")
         assert f"as ulimit -n is {FILES}" in service.log
         assert not re.search("Too many open files|ERROR|Traceback", service.log)
-    tell(f"{2 * FILES} clients of a process that may open {FILES} files: {evicted:.0f} had to make room")
+    record_figure(f"{2 * FILES} clients of a process that may open {FILES} files: {evicted:.0f} had to make room")
     assert evicted >= FILES
 
 
 def test_answers_that_nobody_takes_are_given_up_from_the_oldest_on(
-    cluster: Cluster, tell: Callable[[str], None]
+    cluster: Cluster, record_figure: Callable[[str], None]
 ) -> None:
     """The last of them goes on to take its own, and gets all."""
     database = cluster.create_database()
@@ -233,7 +233,9 @@ def test_answers_that_nobody_takes_are_given_up_from_the_oldest_on(
         until(lambda: counted(service, "http_server_connections_evicted_total") > MANY // 8, "most are given up")
         received = sum(map(len, iter(lambda: peer.recv(65536), b"")))
         evicted = counted(service, "http_server_connections_evicted_total")
-    tell(f"{MANY // 4} clients that take no answer, and room for {MAX_UNSENT >> 20} MiB: {evicted:.0f} were given up")
+    record_figure(
+        f"{MANY // 4} clients that take no answer, and room for {MAX_UNSENT >> 20} MiB: {evicted:.0f} were given up"
+    )
     assert received > 8 * PAGE_BYTES
 
 

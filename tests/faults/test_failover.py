@@ -66,7 +66,7 @@ def test_after_the_primary_is_gone_writes_go_on_at_the_promoted_standby_and_noth
     service: Service,
     heir: TestDatabase,
     database: TestDatabase,
-    tell: Callable[[str], None],
+    record_figure: Callable[[str], None],
 ) -> None:
     with Load(service.url) as load:
         until(lambda: load.statuses()[201] > 30, "users are created")
@@ -81,7 +81,7 @@ def test_after_the_primary_is_gone_writes_go_on_at_the_promoted_standby_and_noth
         until(lambda: len(sessions(heir)) == THREADS, "every connection is there again")
     load.reconcile(heir)
     first = load.first(201, promoted)
-    tell(
+    record_figure(
         f"failover: first 201 {first:.3f} s after the promotion,"
         f" {load.first(201, gone):.3f} s after the primary's end; {dict(load.statuses())}"
     )
@@ -92,7 +92,7 @@ def test_after_the_primary_is_gone_writes_go_on_at_the_promoted_standby_and_noth
 
 
 def test_a_primary_that_becomes_read_only_under_its_connections_is_left_for_the_new_one(
-    service: Service, heir: TestDatabase, database: TestDatabase, tell: Callable[[str], None]
+    service: Service, heir: TestDatabase, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     """As after a switchover behind the same address: the connections live, and refuse writes."""
     with Load(service.url) as load, psycopg.connect(database.cluster.conninfo(), autocommit=True) as conn:
@@ -106,14 +106,14 @@ def test_a_primary_that_becomes_read_only_under_its_connections_is_left_for_the_
         until(lambda: len(sessions(heir)) == THREADS and not sessions(database), "every connection has moved")
     load.reconcile(heir)
     first = load.first(201, promoted)
-    tell(f"read-only primary: first 201 {first:.3f} s after the standby's promotion; {dict(load.statuses())}")
+    record_figure(f"read-only primary: first 201 {first:.3f} s after the standby's promotion; {dict(load.statuses())}")
     assert not load.unexpected({200, 201, 503})
     assert not load.unexpected({200, 201}, promoted + 1)
     assert first < 1
 
 
 def test_a_standby_that_stops_holds_up_writes_to_their_deadline_and_no_read(
-    service: Service, standby: Cluster, database: TestDatabase, tell: Callable[[str], None]
+    service: Service, standby: Cluster, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     """A write that waits for its replica cannot be cancelled: PostgreSQL would call it done."""
     reads = [service.client.get("/users").status_code]
@@ -131,7 +131,9 @@ def test_a_standby_that_stops_holds_up_writes_to_their_deadline_and_no_read(
     standby.start()
     until(lambda: len(sessions(database)) == THREADS, "PostgreSQL's side is clean")
     created = service.client.post("/users", json={**users[0], "email": "together@example.com"})
-    tell(f"standby stopped: writes given up after {took / 2:.2f} s each, {left} sessions wait at PostgreSQL meanwhile")
+    record_figure(
+        f"standby stopped: writes given up after {took / 2:.2f} s each, {left} sessions wait at PostgreSQL meanwhile"
+    )
     assert [answer.status_code for answer in refused] == [504, 504]
     assert "may or may not" in refused[0].json()["detail"]
     assert set(reads) == {200}

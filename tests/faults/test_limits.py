@@ -56,7 +56,7 @@ def small() -> Iterator[Cluster]:
 
 
 def test_connections_used_up_by_others_are_told_as_such_and_the_service_goes_on_when_they_leave(
-    small: Cluster, tell: Callable[[str], None]
+    small: Cluster, record_figure: Callable[[str], None]
 ) -> None:
     database = small.create_database()
     with Service({**database.environment, **SHORT}) as service, Load(service.url) as load:
@@ -81,7 +81,7 @@ def test_connections_used_up_by_others_are_told_as_such_and_the_service_goes_on_
         goes_on(load, back)
     load.reconcile(database)
     first = load.first(200, back)
-    tell(f"max_connections used up: {dict(seen)}; first 200 {first:.3f} s after the others left")
+    record_figure(f"max_connections used up: {dict(seen)}; first 200 {first:.3f} s after the others left")
     assert (refused.status_code, refused.json()["code"]) == (503, "database-unavailable")
     assert "max_connections" in refused.json()["detail"]
     assert refused.headers["Retry-After"]
@@ -94,7 +94,7 @@ def test_connections_used_up_by_others_are_told_as_such_and_the_service_goes_on_
 
 @pytest.mark.parametrize("limit", [0, 3])
 def test_a_connection_limit_of_the_role_lowered_at_run_time_is_lived_with(
-    limit: int, service: Service, database: TestDatabase, tell: Callable[[str], None]
+    limit: int, service: Service, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with Load(service.url) as load, database.as_superuser() as conn:
         conn.execute(f"ALTER ROLE {database.name} CONNECTION LIMIT {limit}")
@@ -117,7 +117,7 @@ def test_a_connection_limit_of_the_role_lowered_at_run_time_is_lived_with(
     load.reconcile(database)
     healthy(service, database)
     longest = max(each.seconds for each in load.answers)
-    tell(
+    record_figure(
         f"role limited to {limit} connections: {dict(seen)}, longest {longest:.2f} s;"
         f" first 200 {load.first(200, back):.3f} s and all {THREADS} connections {whole:.2f} s after it was lifted"
     )
@@ -159,7 +159,7 @@ def change_password(database: TestDatabase, password: str) -> None:
 
 
 def test_a_password_changed_in_both_places_is_noticed_by_no_read(
-    by_file: Service, password_file: Path, database: TestDatabase, tell: Callable[[str], None]
+    by_file: Service, password_file: Path, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with Load(by_file.url) as load:
         before = set(sessions(database))
@@ -176,14 +176,14 @@ def test_a_password_changed_in_both_places_is_noticed_by_no_read(
     change_password(database, PASSWORD)
     load.reconcile(database)
     healthy(by_file, database)
-    tell(f"password rotated: {dict(load.statuses())}; reads {dict(load.statuses(method='GET'))}")
+    record_figure(f"password rotated: {dict(load.statuses())}; reads {dict(load.statuses(method='GET'))}")
     assert set(load.statuses(method="GET")) == {200}
     assert not load.unexpected({200, 201, 503}), "a write that was on its way may break"
 
 
 @pytest.mark.parametrize("wrong", ["old", "missing"])
 def test_a_password_file_that_is_wrong_for_a_while_is_read_anew(
-    wrong: str, by_file: Service, password_file: Path, database: TestDatabase, tell: Callable[[str], None]
+    wrong: str, by_file: Service, password_file: Path, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with Load(by_file.url) as load:
         change_password(database, "rotated secret")
@@ -201,7 +201,7 @@ def test_a_password_file_that_is_wrong_for_a_while_is_read_anew(
     load.reconcile(database)
     longest = max(each.seconds for each in load.answers)
     last = refused.elapsed.total_seconds()
-    tell(
+    record_figure(
         f"password file {wrong}: {dict(seen)}, longest {longest:.2f} s, the last {last:.3f} s;"
         f" first 200 {load.first(200, back):.3f} s after it was right"
     )
@@ -216,7 +216,7 @@ def test_a_password_file_that_is_wrong_for_a_while_is_read_anew(
 
 
 def test_while_the_table_is_locked_every_request_is_ended_by_the_lock_timeout(
-    service: Service, database: TestDatabase, tell: Callable[[str], None]
+    service: Service, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with Load(service.url) as load:
         with locked(database):
@@ -230,7 +230,9 @@ def test_while_the_table_is_locked_every_request_is_ended_by_the_lock_timeout(
     load.reconcile(database)
     healthy(service, database)
     longest = max(each.seconds for each in load.answers if each.method != "POST")  # a creation waits for a core first
-    tell(f"table locked: {dict(seen)}, longest {longest:.2f} s with a lock timeout of 0.5 s; {dict(load.statuses())}")
+    record_figure(
+        f"table locked: {dict(seen)}, longest {longest:.2f} s with a lock timeout of 0.5 s; {dict(load.statuses())}"
+    )
     assert set(seen) <= {(504, "deadline-exceeded"), (503, "overloaded")}, "503: a creation that waited for a core"
     assert set(reads) == {504}
     assert longest < 2, "the request's deadline, which the lock timeout comes before"
@@ -238,7 +240,7 @@ def test_while_the_table_is_locked_every_request_is_ended_by_the_lock_timeout(
 
 
 def test_a_row_held_by_a_long_statement_of_another_session_costs_its_writers_only(
-    service: Service, database: TestDatabase, tell: Callable[[str], None]
+    service: Service, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     user = {"id": 1, "fname": "Ada", "lname": "Row", "email": "row@example.com", "password": "p" * 8}
     assert service.client.post("/users", json=user).status_code == 201
@@ -273,7 +275,9 @@ def test_a_row_held_by_a_long_statement_of_another_session_costs_its_writers_onl
     load.reconcile(database)
     healthy(service, database)
     longest = max(seconds for _, seconds in refused)
-    tell(f"row held: {dict(Counter(status for status, _ in refused))}, longest {longest:.2f} s; others {dict(seen)}")
+    record_figure(
+        f"row held: {dict(Counter(status for status, _ in refused))}, longest {longest:.2f} s; others {dict(seen)}"
+    )
     assert {status for status, _ in refused} == {504}
     assert longest < 2
     assert not load.unexpected({200, 201})

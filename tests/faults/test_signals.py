@@ -78,7 +78,7 @@ def none_was_lost(service: Service, load: Load) -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_sigterm_under_load_answers_every_request_that_was_taken_and_leaves_nothing(
-    count: int, database: TestDatabase, tell: Callable[[str], None]
+    count: int, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with started(database, {"WORKERS": str(count), **FOUR_THREADS}) as service:
         until(lambda: len(sessions(database)) == 4 * count, "every worker has its connections")
@@ -95,7 +95,7 @@ def test_sigterm_under_load_answers_every_request_that_was_taken_and_leaves_noth
         assert "Traceback" not in service.log
     until(lambda: gone(everyone), "every process ends")
     until(lambda: not sessions(database), "PostgreSQL has no session left")
-    tell(f"SIGTERM under load, {count} workers: ended after {took:.2f} s; no answer: {closed(load)}")
+    record_figure(f"SIGTERM under load, {count} workers: ended after {took:.2f} s; no answer: {closed(load)}")
     assert not errors(load)
     assert set(failures(load)) <= {"ConnectError", *CLOSED}
 
@@ -107,7 +107,7 @@ def closed(load: Load) -> dict[str, int]:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_while_it_drains_a_new_connection_is_refused_at_once_and_not_left_hanging(
-    count: int, database: TestDatabase, tell: Callable[[str], None]
+    count: int, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     """A socket that listens and that nobody accepts from takes requests and gives no answer."""
     with (
@@ -129,13 +129,13 @@ def test_while_it_drains_a_new_connection_is_refused_at_once_and_not_left_hangin
             took = time.monotonic() - began
         assert asked.result().status_code in {200, 504}
         assert service.process.wait(20) == 0
-    tell(f"a new connection during the drain, {count} workers: {met} after {took:.3f} s")
+    record_figure(f"a new connection during the drain, {count} workers: {met} after {took:.3f} s")
     assert met in {"ConnectError", "503"}
 
 
 @pytest.mark.parametrize("body", ["", "x"], ids=["before its body", "in mid-body"])
 def test_a_client_that_never_ends_its_request_keeps_the_process_for_the_graceful_time_only(
-    body: str, database: TestDatabase, tell: Callable[[str], None]
+    body: str, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     head = f"POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{body}"
     with started(database, {"GRACEFUL_SHUTDOWN_TIMEOUT": "3"}) as service:
@@ -148,7 +148,7 @@ def test_a_client_that_never_ends_its_request_keeps_the_process_for_the_graceful
             took = time.monotonic() - began
             answer = peer.recv(65536)
         log = service.log
-    tell(f"SIGTERM and a client that stalls: ended after {took:.2f} s of 3, the client got {answer[:12]!r}")
+    record_figure(f"SIGTERM and a client that stalls: ended after {took:.2f} s of 3, the client got {answer[:12]!r}")
     assert status == 0
     assert took < 3 + 3
     assert b" 500 " not in answer[:20], answer
@@ -156,7 +156,7 @@ def test_a_client_that_never_ends_its_request_keeps_the_process_for_the_graceful
 
 
 def test_sigterm_with_requests_queued_behind_a_locked_table_answers_each_of_them(
-    database: TestDatabase, tell: Callable[[str], None]
+    database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with started(database, {"WORKER_THREADS": "2", **SECONDS_AT_A_LOCK}) as service, ThreadPoolExecutor(20) as executor:
         with locked(database):
@@ -168,12 +168,14 @@ def test_sigterm_with_requests_queued_behind_a_locked_table_answers_each_of_them
             statuses = Counter(request.result().status_code for request in asked)
         assert service.process.wait(20) == 0
         assert "Traceback" not in service.log
-    tell(f"SIGTERM with 2 requests at a locked table and 18 queued: {dict(statuses)}")
+    record_figure(f"SIGTERM with 2 requests at a locked table and 18 queued: {dict(statuses)}")
     assert set(statuses) <= {200, 503, 504}
     assert statuses.total() == 20
 
 
-def test_sigterm_ends_the_process_though_postgresql_is_frozen(victim: Cluster, tell: Callable[[str], None]) -> None:
+def test_sigterm_ends_the_process_though_postgresql_is_frozen(
+    victim: Cluster, record_figure: Callable[[str], None]
+) -> None:
     """The service's own question to the database is nobody's request, and still hangs."""
     with started(victim.create_database(), {}) as service:
         frozen = victim.freeze()
@@ -185,7 +187,7 @@ def test_sigterm_ends_the_process_though_postgresql_is_frozen(victim: Cluster, t
             took = time.monotonic() - began
         finally:
             victim.thaw(frozen)
-    tell(f"SIGTERM while PostgreSQL is frozen: ended after {took:.2f} s")
+    record_figure(f"SIGTERM while PostgreSQL is frozen: ended after {took:.2f} s")
     assert status == 0
 
 
@@ -203,7 +205,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_requests_in_progress(database: Te
 
 
 def test_a_worker_killed_under_load_is_replaced_and_postgresql_is_left_clean(
-    database: TestDatabase, tell: Callable[[str], None]
+    database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with started(database, TWO) as service:
         all_there(service, database)
@@ -220,7 +222,7 @@ def test_a_worker_killed_under_load_is_replaced_and_postgresql_is_left_clean(
         load.reconcile(database)
         until(lambda: list(sessions(database).values()) == ["idle"] * 8, f"all rest: {sessions(database)}")
         assert "unhandled" not in service.log
-    tell(f"one of two workers killed: whole again after {whole:.2f} s; no answer: {dict(failures(load))}")
+    record_figure(f"one of two workers killed: whole again after {whole:.2f} s; no answer: {dict(failures(load))}")
     assert not errors(load)
     assert set(failures(load)) <= CLOSED, "the other worker takes new connections all the while"
     assert failures(load).total() <= load.clients, "each connection can break once"
@@ -228,7 +230,7 @@ def test_a_worker_killed_under_load_is_replaced_and_postgresql_is_left_clean(
 
 
 def test_a_worker_killed_while_the_supervisor_waits_for_its_sign_of_life_is_replaced_as_soon(
-    database: TestDatabase, tell: Callable[[str], None]
+    database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with started(database, TWO) as service:
         all_there(service, database)
@@ -249,10 +251,12 @@ def test_a_worker_killed_while_the_supervisor_waits_for_its_sign_of_life_is_repl
         until(lambda: gone([hung]) and len(workers(service)) == 2, "the worker is replaced", within=15)
         took = time.monotonic() - began
         all_there(service, database)
-    tell(f"a hung worker killed: replaced after {took:.2f} s")
+    record_figure(f"a hung worker killed: replaced after {took:.2f} s")
 
 
-def test_sighup_under_load_replaces_the_workers_one_by_one(database: TestDatabase, tell: Callable[[str], None]) -> None:
+def test_sighup_under_load_replaces_the_workers_one_by_one(
+    database: TestDatabase, record_figure: Callable[[str], None]
+) -> None:
     with started(database, TWO) as service:
         all_there(service, database)
         old = workers(service)
@@ -275,7 +279,7 @@ def test_sighup_under_load_replaces_the_workers_one_by_one(database: TestDatabas
         none_was_lost(service, load)
         assert "Traceback" not in service.log
     answered = load.statuses().total()
-    tell(
+    record_figure(
         f"SIGHUP, 2 workers: replaced after {took:.2f} s, {most} connections at the most;"
         f" {dict(failures(load))} of {answered} requests met a closed connection"
     )

@@ -30,7 +30,7 @@ def summary(fault: str, load: Load) -> str:
 
 @pytest.mark.parametrize("fault", ["reset", "truncate"])
 def test_a_connection_that_breaks_in_mid_reply_is_replaced_and_reads_are_tried_again(
-    fault: str, service: Service, proxy: Proxy, database: TestDatabase, tell: Callable[[str], None]
+    fault: str, service: Service, proxy: Proxy, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with Load(service.url) as load:
         for _ in range(10):
@@ -40,13 +40,13 @@ def test_a_connection_that_breaks_in_mid_reply_is_replaced_and_reads_are_tried_a
             setattr(proxy, fault, False)
             load.go_on(time.monotonic())
     load.reconcile(database)
-    tell(summary(fault, load))
+    record_figure(summary(fault, load))
     assert not load.unexpected({200, 201, 409, 503})
     assert load.statuses(method="GET")[503] < 5, "a read fails only when its second connection breaks, too"
 
 
 def test_a_black_hole_costs_each_request_its_deadline_and_no_more(
-    service: Service, proxy: Proxy, database: TestDatabase, tell: Callable[[str], None]
+    service: Service, proxy: Proxy, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with Load(service.url) as load:
         proxy.swallow = True
@@ -57,17 +57,17 @@ def test_a_black_hole_costs_each_request_its_deadline_and_no_more(
         back = time.monotonic()
         until(lambda: load.statuses(back + 2, "GET")[200] > 50, "reads are answered again")
     load.reconcile(database)
-    tell(summary("black hole", load))
+    record_figure(summary("black hole", load))
     assert max(answer.seconds for answer in load.answers) < 2 + 1 + 0.5, "deadline, queue before it, half a second"
     assert set(load.statuses(back + 2, "GET")) == {200}
 
 
 def test_latency_slows_requests_and_fails_none(
-    service: Service, proxy: Proxy, database: TestDatabase, tell: Callable[[str], None]
+    service: Service, proxy: Proxy, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     proxy.latency = 0.05
     with Load(service.url) as load:
         until(lambda: load.statuses(method="GET")[200] > 200, "the load goes on")
     load.reconcile(database)
-    tell(summary("50 ms of latency", load))
+    record_figure(summary("50 ms of latency", load))
     assert not load.unexpected({200, 201})

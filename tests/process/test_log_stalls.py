@@ -113,7 +113,7 @@ def ends_of(request: pytest.FixtureRequest) -> Iterator[tuple[int, int]]:
 
 @pytest.mark.parametrize(("ends_of", "workers"), [("pipe", "2"), ("terminal", "1")], indirect=["ends_of"])
 def test_a_reader_that_stalls_holds_nothing(
-    ends_of: tuple[int, int], workers: str, database: TestDatabase, tell: Callable[[str], None]
+    ends_of: tuple[int, int], workers: str, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with running(database, ends_of[1], {"WORKERS": workers}) as service:
         service.answers(FILLING)
@@ -122,7 +122,9 @@ def test_a_reader_that_stalls_holds_nothing(
         service.is_alive()
         began = time.monotonic()
         service.ends()
-    tell(f"SIGTERM with a log that nobody reads, {workers} workers: ended after {time.monotonic() - began:.1f} s")
+    record_figure(
+        f"SIGTERM with a log that nobody reads, {workers} workers: ended after {time.monotonic() - began:.1f} s"
+    )
 
 
 def test_a_pipe_that_is_full_already_does_not_hold_the_start(database: TestDatabase) -> None:

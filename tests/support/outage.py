@@ -14,7 +14,7 @@ def last(seconds: float) -> None:
     time.sleep(seconds)
 
 
-def survive(outage: float, service: Service, database: TestDatabase, tell: Callable[[str], None]) -> None:
+def survive(outage: float, service: Service, database: TestDatabase, record_figure: Callable[[str], None]) -> None:
     """See that after so many seconds without PostgreSQL the first 200 comes within one, and nothing is lost."""
     with Load(service.url) as load:
         database.cluster.stop()
@@ -24,6 +24,6 @@ def survive(outage: float, service: Service, database: TestDatabase, tell: Calla
         until(lambda: load.statuses(back, "GET")[200] > 100, "reads are answered again")
     load.reconcile(database)
     first = load.first(200, back)
-    tell(f"outage of {outage:g} s: first 200 after {first:.3f} s; {dict(load.statuses())}")
+    record_figure(f"outage of {outage:g} s: first 200 after {first:.3f} s; {dict(load.statuses())}")
     assert not load.unexpected({200, 201, 503})
     assert first < 1

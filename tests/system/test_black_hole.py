@@ -70,7 +70,7 @@ def summary(load: Load, back: float) -> str:
 
 
 def test_statements_whose_answers_vanish_end_at_the_deadline_and_their_sessions_are_not_left_behind(
-    detour: Detour, service: Service, database: TestDatabase, tell: Callable[[str], None]
+    detour: Detour, service: Service, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with Load(service.url) as load:
         with locked(database):
@@ -84,14 +84,14 @@ def test_statements_whose_answers_vanish_end_at_the_deadline_and_their_sessions_
     load.reconcile(database)
     until(lambda: list(sessions(database).values()) == ["idle"] * THREADS, "PostgreSQL's side is clean")
     clean = time.monotonic() - back
-    tell(f"black hole under statements: {summary(load, back)}; PostgreSQL's side clean after {clean:.1f} s")
+    record_figure(f"black hole under statements: {summary(load, back)}; PostgreSQL's side clean after {clean:.1f} s")
     assert max(answer.seconds for answer in load.answers) < DEADLINE + 0.5
     assert not load.unexpected({200, 201, 503, 504})
     assert set(load.statuses(back + 2, "GET")) == {200}
 
 
 def test_a_black_hole_that_lasts_holds_no_request_and_is_over_within_two_seconds_of_its_end(
-    detour: Detour, service: Service, database: TestDatabase, tell: Callable[[str], None]
+    detour: Detour, service: Service, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with Load(service.url) as load:
         detour.drop()
@@ -106,7 +106,7 @@ def test_a_black_hole_that_lasts_holds_no_request_and_is_over_within_two_seconds
     # Not all of them: a machine that is busy with other suites stalls a few at a time.
     most = quantile([answer.seconds for answer in later], 0.9)
     told = f"{len(later)} refused, nine of ten within {most:.2f} s"
-    tell(f"black hole of {LONGER_THAN_TCP:g} s: {summary(load, back)}; {told}")
+    record_figure(f"black hole of {LONGER_THAN_TCP:g} s: {summary(load, back)}; {told}")
     assert max(answer.seconds for answer in load.answers) < DEADLINE + 0.5
     assert {(answer.status, answer.code) for answer in later} == {(503, "database-unavailable")}
     assert most < 0.25, "in an outage that lasts, each thread is held for a moment only"
@@ -115,7 +115,7 @@ def test_a_black_hole_that_lasts_holds_no_request_and_is_over_within_two_seconds
 
 
 def test_a_service_started_in_a_black_hole_says_so_and_serves_within_two_seconds_of_its_end(
-    detour: Detour, settings: dict[str, str], database: TestDatabase, tell: Callable[[str], None]
+    detour: Detour, settings: dict[str, str], database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     detour.drop()
     service = Service(settings, argv=[*detour.prefix, *SERVE])
@@ -134,7 +134,7 @@ def test_a_service_started_in_a_black_hole_says_so_and_serves_within_two_seconds
     finally:
         service.stop()
     took = refused.elapsed.total_seconds()
-    tell(f"started in a black hole: refused in {took:.3f} s, ready {ready:.2f} s after its end")
+    record_figure(f"started in a black hole: refused in {took:.3f} s, ready {ready:.2f} s after its end")
     assert (failed.status_code, failed.json()["failed"]) == (503, "database")
     assert (refused.status_code, refused.json()["code"]) == (503, "database-unavailable")
     assert took < 0.5

@@ -35,7 +35,7 @@ def free(disk: Path) -> int:
 
 
 def test_while_the_disk_is_full_reads_go_on_and_writes_are_refused(
-    disk: Path, service: Service, database: TestDatabase, tell: Callable[[str], None]
+    disk: Path, service: Service, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with database.as_superuser() as conn:
         conn.execute(f"CREATE TABLESPACE small LOCATION '{disk}'")
@@ -55,7 +55,7 @@ def test_while_the_disk_is_full_reads_go_on_and_writes_are_refused(
         acknowledged = load.statuses(method="POST")[201]
         until(lambda: load.statuses(method="POST")[201] > acknowledged + 20, "creations are acknowledged again")
     load.reconcile(database)
-    tell(f"full disk: {dict(load.statuses())}; reads {dict(load.statuses(method='GET'))}")
+    record_figure(f"full disk: {dict(load.statuses())}; reads {dict(load.statuses(method='GET'))}")
     assert (refused.status_code, refused.json()["code"]) == (503, "database-unavailable")
     assert not load.unexpected({200, 201, 503})
     assert set(load.statuses(method="GET")) == {200}

@@ -9,7 +9,7 @@ from tests.support.process import Service
 
 @pytest.mark.parametrize("seconds", [20, 70])
 def test_a_long_outage_ends_within_a_second_of_the_return(
-    seconds: int, service: Service, database: TestDatabase, tell: Callable[[str], None]
+    seconds: int, service: Service, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     """After 70 s a delay that doubles at each attempt would be 64 s."""
-    survive(seconds, service, database, tell)
+    survive(seconds, service, database, record_figure)

@@ -69,7 +69,9 @@ def filled(cluster: Cluster) -> TestDatabase:
 
 
 @pytest.mark.parametrize("name", FLOODS)
-def test_memory_stays_bounded_whatever_clients_do(filled: TestDatabase, tell: Callable[[str], None], name: str) -> None:
+def test_memory_stays_bounded_whatever_clients_do(
+    filled: TestDatabase, record_figure: Callable[[str], None], name: str
+) -> None:
     with Service(filled.environment) as service:
         address = urlsplit(service.url)
         port = address.port or 0
@@ -88,7 +90,7 @@ def test_memory_stays_bounded_whatever_clients_do(filled: TestDatabase, tell: Ca
             f"{peak:.0f} MiB, of which the worker's own {own:.0f};"
             f" /livez {seconds_to_answer(service)} after they left"
         )
-        tell(figure)
+        record_figure(figure)
         service.stop(signal.SIGKILL)  # it may be busy for long
         assert peak <= MOST, f"{figure}; the goal is {MOST}"
 

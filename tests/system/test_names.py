@@ -62,7 +62,7 @@ def test_while_the_name_does_not_resolve_requests_are_refused_and_then_its_new_a
     nameserver: Nameserver,
     service: Service,
     database: TestDatabase,
-    tell: Callable[[str], None],
+    record_figure: Callable[[str], None],
 ) -> None:
     port = database.cluster.port
     with Load(service.url) as load:
@@ -84,7 +84,7 @@ def test_while_the_name_does_not_resolve_requests_are_refused_and_then_its_new_a
     load.reconcile(database)
     until(lambda: list(sessions(database).values()) == ["idle"] * THREADS, "PostgreSQL's side is clean")
     longest, first = max(answer.seconds for answer in load.answers), load.first(200, back)
-    tell(
+    record_figure(
         f"name {fault}: longest answer {longest:.2f} s, the last refusal {refused.elapsed.total_seconds():.3f} s;"
         f" first 200 {first:.3f} s after it resolved again; {dict(load.statuses())}"
     )

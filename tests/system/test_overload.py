@@ -51,7 +51,7 @@ def counted(database: TestDatabase) -> Iterator[list[int]]:
 
 
 def test_a_thousand_connections_at_once_are_served_or_refused_and_nobody_waits_for_long(
-    database: TestDatabase, tell: Callable[[str], None]
+    database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with Service({**database.environment, **SHORT_QUEUE}) as service:
         with database.connect() as conn:
@@ -75,7 +75,7 @@ def test_a_thousand_connections_at_once_are_served_or_refused_and_nobody_waits_f
     alive = quantile([seconds for each in overloads for seconds in each.alive], 0.99)
     alone = unloaded.quantile(200, 0.99)
     refusals = sum(len(each.answers[503]) for each in overloads)
-    tell(
+    record_figure(
         f"{MANY} connections, {THREADS} threads: goodput {ratio:.2f} of the peak"
         f" ({[round(good) for good in goods]} of {[round(peak) for peak in peaks]} a second),"
         f" {refusals} refused; p99: accepted {accepted * 1000:.0f} ms (alone {alone * 1000:.1f} ms),"
@@ -90,7 +90,7 @@ def test_a_thousand_connections_at_once_are_served_or_refused_and_nobody_waits_f
 
 
 def test_new_clients_are_answered_at_once_beside_a_crowd_that_fills_the_queue(
-    database: TestDatabase, tell: Callable[[str], None]
+    database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with Service({**database.environment, **SHORT_QUEUE}) as service, ThreadPoolExecutor(1) as elsewhere:
         with database.connect() as conn:
@@ -100,7 +100,7 @@ def test_new_clients_are_answered_at_once_beside_a_crowd_that_fills_the_queue(
         waited = new_clients(service.url, NEW, 3)
         assert busy.result() > 0
         assert " 500 " not in service.log
-    tell(
+    record_figure(
         f"{NEW} new clients a second beside {MANY}: connected and answered in"
         f" {quantile(waited, 0.5) * 1000:.0f} ms, p99 {quantile(waited, 0.99) * 1000:.0f} ms"
     )

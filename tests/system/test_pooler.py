@@ -45,7 +45,7 @@ def in_use(database: TestDatabase) -> int:
 
 
 def test_eight_threads_share_three_sessions_and_nothing_is_lost(
-    service: Service, pooler: Pooler, database: TestDatabase, tell: Callable[[str], None]
+    service: Service, pooler: Pooler, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     most = 0
     with Load(service.url) as load:
@@ -57,20 +57,22 @@ def test_eight_threads_share_three_sessions_and_nothing_is_lost(
 
         until(enough, "the load runs")
     load.reconcile(database)
-    tell(f"behind PgBouncer: {dict(load.statuses())} over {most} sessions")
+    record_figure(f"behind PgBouncer: {dict(load.statuses())} over {most} sessions")
     refused = [answer for answer in load.answers if answer.status == 503]
     assert not load.unexpected({200, 201}), f"{refused}\n{service.log[-4000:]}"
     assert most <= pooler.size
 
 
 def test_the_timeouts_hold_there_too_and_reach_nobody_else(
-    service: Service, pooler: Pooler, database: TestDatabase, tell: Callable[[str], None]
+    service: Service, pooler: Pooler, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with pooler.connect() as conn:
         before = conn.execute("SHOW lock_timeout").fetchone()
     with locked(database):
         answer = service.client.get("/users")
-    tell(f"behind PgBouncer: locked table refused after {answer.elapsed.total_seconds():.2f} s, lock timeout 0.5 s")
+    record_figure(
+        f"behind PgBouncer: locked table refused after {answer.elapsed.total_seconds():.2f} s, lock timeout 0.5 s"
+    )
     assert (answer.status_code, answer.json()["code"]) == (504, "deadline-exceeded")
     assert answer.elapsed.total_seconds() < 1, "the statement timeout, which would be the next"
     assert [service.client.get("/users").status_code for _ in range(20)] == [200] * 20
@@ -81,7 +83,7 @@ def test_the_timeouts_hold_there_too_and_reach_nobody_else(
 
 
 def test_a_restart_of_the_pooler_under_load_is_over_within_a_second(
-    service: Service, pooler: Pooler, database: TestDatabase, tell: Callable[[str], None]
+    service: Service, pooler: Pooler, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with Load(service.url) as load:
         pooler.stop()
@@ -92,7 +94,7 @@ def test_a_restart_of_the_pooler_under_load_is_over_within_a_second(
         until(lambda: load.statuses(back + 1, "GET")[200] > 50, "reads are answered again")
     load.reconcile(database)
     first = load.first(200, back)
-    tell(f"restart of PgBouncer: first 200 after {first:.3f} s; {dict(load.statuses())}")
+    record_figure(f"restart of PgBouncer: first 200 after {first:.3f} s; {dict(load.statuses())}")
     assert not load.unexpected({200, 201, 503})
     assert set(load.statuses(back + 1, "GET")) == {200}
     assert first < 1

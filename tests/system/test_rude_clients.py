@@ -87,29 +87,29 @@ CROWDS = {
 
 @pytest.mark.parametrize("name", CROWDS)
 def test_clients_that_ignore_retry_after_leave_the_goodput_where_it_was(
-    served: Service, tell: Callable[[str], None], name: str
+    served: Service, record_figure: Callable[[str], None], name: str
 ) -> None:
-    compare_with_the_peak(served, tell, name, CROWDS[name])
+    compare_with_the_peak(served, record_figure, name, CROWDS[name])
 
 
 def test_with_a_short_queue_they_leave_the_goodput_where_it_was_too(
-    filled: TestDatabase, tell: Callable[[str], None]
+    filled: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with Service({**filled.environment, "QUEUE_LENGTH": "16"}) as service:
         drive(service.url, READ, 16, SHORT)  # to warm up
-        compare_with_the_peak(service, tell, "1,000 clients and a queue of 16", Crowd(1000, READ))
+        compare_with_the_peak(service, record_figure, "1,000 clients and a queue of 16", Crowd(1000, READ))
 
 
 def test_those_that_speak_http_1_0_leave_the_goodput_where_it_was_too(
-    filled: TestDatabase, tell: Callable[[str], None]
+    filled: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with Service({**filled.environment, "ANONYMOUS_ACCESS": "read"}) as service:
         drive(service.url, READ, 64, SHORT)  # to warm up
         crowd = Crowd(500, READ_BY_HTTP_1_0, few=READ_BY_HTTP_1_0)
-        compare_with_the_peak(service, tell, "500 clients that speak HTTP/1.0", crowd)
+        compare_with_the_peak(service, record_figure, "500 clients that speak HTTP/1.0", crowd)
 
 
-def compare_with_the_peak(service: Service, tell: Callable[[str], None], name: str, crowd: Crowd) -> None:
+def compare_with_the_peak(service: Service, record_figure: Callable[[str], None], name: str, crowd: Crowd) -> None:
     peaks: list[float] = []
     goods: list[float] = []
     refused: list[float] = []
@@ -124,7 +124,7 @@ def compare_with_the_peak(service: Service, tell: Callable[[str], None], name: s
         f"{name} that ignore Retry-After: goodput {ratio:.2f} of the peak"
         f" ({median(goods):.0f} of {median(peaks):.0f} a second), {median(refused):.0f} a second refused"
     )
-    tell(figure)
+    record_figure(figure)
     assert ratio > crowd.least, f"{figure}; the goal is {crowd.goal}"
 
 
@@ -160,7 +160,7 @@ FLOODS = {
 
 @pytest.mark.parametrize("name", FLOODS)
 def test_requests_that_need_no_thread_leave_reads_most_of_what_they_had(
-    served: Service, tell: Callable[[str], None], name: str
+    served: Service, record_figure: Callable[[str], None], name: str
 ) -> None:
     flood, alone, beside, theirs = FLOODS[name], [], [], []
     for _ in range(ROUNDS):
@@ -175,12 +175,12 @@ def test_requests_that_need_no_thread_leave_reads_most_of_what_they_had(
         f"{HONEST} clients that read beside {name}: {ratio:.2f} of what they get alone"
         f" ({median(beside):.0f} of {median(alone):.0f} a second; the others get {median(theirs):.0f})"
     )
-    tell(figure)
+    record_figure(figure)
     assert ratio > 0.4, f"{figure}; the goal is 0.6"
 
 
 def test_clients_that_connect_again_without_saying_so_leave_reads_most_of_what_they_had(
-    served: Service, tell: Callable[[str], None]
+    served: Service, record_figure: Callable[[str], None]
 ) -> None:
     """Their next connection has to wait for what the last one cost."""
     alone, beside = [], []
@@ -194,7 +194,7 @@ def test_clients_that_connect_again_without_saying_so_leave_reads_most_of_what_t
         f"{HONEST} clients that read beside 64 that connect again without saying so: {ratio:.2f} of what they get alone"
         f" ({median(beside):.0f} of {median(alone):.0f} a second)"
     )
-    tell(figure)
+    record_figure(figure)
     assert ratio > 0.4, f"{figure}; the goal is 0.6"
 
 
@@ -206,7 +206,7 @@ GUESSES = {
 
 @pytest.mark.parametrize("name", GUESSES)
 def test_a_thousand_clients_that_guess_passwords_keep_out_neither_reads_nor_logins(
-    served: Service, tell: Callable[[str], None], name: str
+    served: Service, record_figure: Callable[[str], None], name: str
 ) -> None:
     served.client.post("/users", json={"fname": "Ada", "lname": "Lovelace", **ACCOUNT})
     assert served.client.post("/users/authenticate", json=ACCOUNT).status_code == 200
@@ -229,7 +229,7 @@ def test_a_thousand_clients_that_guess_passwords_keep_out_neither_reads_nor_logi
         f" ({median(beside):.0f} of {median(alone):.0f} a second), {share:.2f} of the honest logins are answered 200"
         f" within {PATIENCE:g} s"
     )
-    tell(figure)
+    record_figure(figure)
     assert ratio > 0.4, f"{figure}; the goal is 0.6"
     assert share >= 0.5, figure
 

@@ -98,7 +98,7 @@ async def one_round(clients: list[Client], seed: int) -> None:
 
 
 def test_a_hundred_thousand_requests_with_each_fault_among_them_leave_everything_as_it_was(
-    database: TestDatabase, tell: Callable[[str], None]
+    database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
     with Service({**database.environment, "WORKER_THREADS": str(THREADS), **PATIENT, **MALLOC}) as service:
         taken = {"id": 1, "fname": "Ada", "lname": "Taken", "email": "taken@example.com", "password": "p" * 8}
@@ -125,7 +125,7 @@ def test_a_hundred_thousand_requests_with_each_fault_among_them_leave_everything
     outcomes = sum((client.outcomes for client in clients), Counter[tuple[str, str]]())
     users = {user_id: lname for client in clients for user_id, lname in client.users.items()}
     growth = megabytes[-1] / megabytes[0]
-    tell(
+    record_figure(
         f"{outcomes.total()} requests in {took:.0f} s, {len(FAULTS)} faults, each in one of a hundred:"
         f" {THREADS} sessions before, the same {THREADS} after; memory {megabytes[0]:.1f} MB after the first {ROUND},"
         f" {megabytes[-1]:.1f} MB at the end ({growth:.3f})"
