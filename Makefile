@@ -62,10 +62,10 @@ serve: .venv/.serve ## start the production server, WORKERS processes
 	@exec $(BIN)/python -m service serve
 
 quick: .venv/.tests ## run the tests of units and of the API: the inner loop
-	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/api $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist loadfile tests/unit tests/api $(ARGS)
 
 test: .venv/.tests ## run the tests against real PostgreSQL
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
 
 # First those that mostly wait, beside each other; then those that measure. 5: ARGS selects none of them.
 test-system: .venv/.system ## run the tests that need root and Debian's packages
