@@ -119,7 +119,7 @@ def encryption(conn: psycopg.Connection[Any]) -> str:
         return "in force"
     if conn.info.host.startswith("/"):
         return "not needed on a Unix socket"
-    return "not in force, others on the network can read along: DATABASE_URL takes ?sslmode=verify-full"
+    return "not in force: whoever is on the way can read along. DATABASE_URL takes ?sslmode=verify-full"
 
 
 def negotiate(server: Callable[[], str], settings: Settings) -> tuple[Session, psycopg.Connection]:
