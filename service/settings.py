@@ -284,13 +284,14 @@ def _read_url(url: str) -> tuple[str, list[str]]:
         else:
             kept.append(parameter)
             unknown += [] if name in LIBPQ_PARAMETERS else [name]
-    # Name none that may be the rest of a password with an unescaped ? or &.
-    if unknown and _is_conninfo(base) and "@" not in query and "password" not in url:
-        raise ValueError(f"DATABASE_URL has a parameter that libpq does not know: remove {', '.join(unknown)}")
     server = f"{base}?{'&'.join(kept)}" if kept else base
     if unknown or not _is_conninfo(server):
+        # Name no parameter that may be the rest of a password with an unescaped ? or &.
+        is_named = unknown and _is_conninfo(base) and "@" not in query and "password" not in url
+        names = ", ".join(unknown)
         raise ValueError(
-            "DATABASE_URL holds no valid URL: it takes postgresql://user:password@host:port/name,"
+            f"DATABASE_URL {f'has what libpq does not know, {names}' if is_named else 'holds no valid URL'}:"
+            " it takes postgresql://user:password@host:port/name,"
             " with special characters of the password percent-encoded (@ is %40, / is %2F, ? is %3F, & is %26)"
         )
     return server, ignored

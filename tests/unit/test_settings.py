@@ -118,6 +118,7 @@ def test_a_database_named_twice_or_by_half_is_refused(given: dict[str, str], nam
         (f"postgresql://h/d?user=u&password=1&{SECRET}=1", "%26"),
         (f"postgresql://h/d?sslpassword=1&{SECRET}", "%26"),
         (f"host=h dbname=d user=u password=1?{SECRET}", "%3F"),
+        (f"postgresql://u:{SECRET}@h/d?nonsense=1", "nonsense"),
         (f"postgresql://u:{SECRET}@h:port/d", "valid URL"),
         (f"mysql://u:{SECRET}@h/d", "valid URL"),
     ],
