@@ -38,7 +38,11 @@ class Arguments:
 
     async def _validate(self, request: Request, body: Any) -> tuple[dict[str, Any], list[Any]]:  # noqa: ANN401
         declared = self._route.dependant
-        values, errors = request_params_to_args(declared.path_params, request.path_params)
+        values: dict[str, Any] = {}
+        errors: list[Any] = []
+        for field in declared.path_params:  # present and single, which FastAPI checks first, for 5 µs
+            value, wrong = field.validate(request.path_params[field.alias], {}, loc=("path", field.alias))
+            values, errors = values | {field.name: value}, errors + wrong
         if self._query_model:
             query = dict(request.query_params)  # the last value of a repeated parameter, as FastAPI has it
             value, wrong = self._query_model.validate(query, {}, loc=("query",))
