@@ -146,16 +146,7 @@ class _Sender:
 class _Exchange:
     """One request and its response."""
 
-    __slots__ = (
-        "_declared",
-        "_limit",
-        "_receive",
-        "_received",
-        "_send",
-        "ambiguous",
-        "arrival",
-        "record",
-    )
+    __slots__ = ("_declared", "_limit", "_receive", "_received", "_send", "ambiguous", "arrival", "record")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
         headers = dict(scope["headers"])

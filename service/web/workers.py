@@ -71,19 +71,14 @@ class Workers:
     def __init__(self, size: int) -> None:
         """Take no thread until `running`."""
         self.size = size
-        self._in_flight = 0  # calls that are ready or run
+        self.in_flight = 0  # calls that are ready or run
         self._ready: deque[Call] = deque()  # whoever removes a call, a thread or the event loop, decides its outcome
         self._wake_ups: SimpleQueue[bool] = SimpleQueue()  # one for each call; False ends a thread
 
     @property
     def idle(self) -> int:
         """How many threads have nothing to do."""
-        return max(0, self.size - self._in_flight)
-
-    @property
-    def ready(self) -> int:
-        """How many calls wait for a thread."""
-        return max(0, self._in_flight - self.size)
+        return max(0, self.size - self.in_flight)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -109,7 +104,7 @@ class Workers:
         Raises Overloaded when it has not begun by the monotonic time `start_by`.
         """
         call = Call(function, arguments, start_by)
-        self._in_flight += 1
+        self.in_flight += 1
         self._ready.append(call)
         self._wake_ups.put(True)  # noqa: FBT003 - see above
         try:
@@ -118,7 +113,7 @@ class Workers:
             self._remove(call)
             raise
         finally:
-            self._in_flight -= 1
+            self.in_flight -= 1
             del call  # an exception's traceback holds this frame, which would hold the exception
 
     def expire(self, now: float) -> None:

@@ -33,17 +33,18 @@ class PoolState(Collector):
 
     def json(self) -> Json:
         """Return one worker of /pool, and `holders`: since when and by which route each connection is held."""
-        hashes = min(self._hashing.in_flight, self._hashing.limit)
         size = self._workers.size
+        busy = size - self._workers.idle
+        hashes = min(self._hashing.in_flight, self._hashing.limit)
         opened = self._database.stats().get("pool_size", 0)
         return {
             "pid": os.getpid(),
             "since": self._since,
-            "threads": {"size": size, "busy": size - self._workers.idle},
+            "threads": {"size": size, "busy": busy},
             "connections": {"size": size, "open": opened, "used": min(opened, self._used)},
             "queue": {
                 "length": self._queue.length + self._queue.backlog,
-                "waiting": self._queue.waiting + self._workers.ready,
+                "waiting": self._queue.waiting + self._workers.in_flight - busy,
             },
             "hashing": {
                 "size": self._hashing.limit,
