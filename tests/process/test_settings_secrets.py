@@ -17,30 +17,27 @@ def checkout() -> Iterator[Checkout]:
         yield checkout
 
 
-FORM = "postgresql://user:password@host:port/name"
-
-
 @pytest.mark.parametrize(
-    ("url", "named"),
+    "url",
     [
-        (SECRET, FORM),
-        (f"mysql://user:{SECRET}@localhost/db", FORM),
-        (f"postgresql://user:%zz{SECRET}@localhost/db", FORM),
-        (f"postgresql://user:{SECRET}@localhost/db?nonsense=1", "remove nonsense"),
-        (f"postgresql://user:{SECRET}@localhost:port/db", FORM),
-        (f"postgresql://user:{SECRET}@localhost:99999/db", FORM),
-        (f"postgresql://user:p@{SECRET}@localhost/db", FORM),
-        (f"postgresql://user:p/{SECRET}@localhost/db", FORM),
+        SECRET,
+        f"mysql://user:{SECRET}@localhost/db",
+        f"postgresql://user:%zz{SECRET}@localhost/db",
+        f"postgresql://user:{SECRET}@localhost/db?nonsense=1",
+        f"postgresql://user:{SECRET}@localhost:port/db",
+        f"postgresql://user:{SECRET}@localhost:99999/db",
+        f"postgresql://user:p@{SECRET}@localhost/db",
+        f"postgresql://user:p/{SECRET}@localhost/db",
     ],
 )
-def test_a_malformed_url_is_refused_without_showing_its_password(url: str, named: str) -> None:
+def test_a_malformed_url_is_refused_without_showing_its_password(url: str) -> None:
     with pytest.raises(SettingsError) as refused:
         load({"DATABASE_URL": url}, Path("/nowhere/.env"))
     line = str(refused.value)
     assert SECRET not in line
     assert "\n" not in line
     assert line.startswith("DATABASE_URL")
-    assert named in line
+    assert "postgresql://user:password@host:port/name" in line
 
 
 def test_a_value_in_the_url_that_only_libpq_knows_stops_the_start_too(checkout: Checkout) -> None:
