@@ -82,6 +82,7 @@ def ways(key: str) -> list[str]:
     return [
         f"Authorization: Bearer {key}",
         f"authorization: bEARER  {key} ",
+        f"AUTHORIZATION: Bearer {key}",
         basic("", key),
         basic("any:body"[:3], key),
     ]
