@@ -290,7 +290,7 @@ def _read_url(url: str) -> tuple[str, list[str]]:
         is_named = unknown and _is_conninfo(base) and "@" not in query and "password" not in url
         names = ", ".join(unknown)
         raise ValueError(
-            f"DATABASE_URL {f'has what libpq does not know, {names}' if is_named else 'holds no valid URL'}:"
+            f"DATABASE_URL {f'has parameters of other programs, remove {names}' if is_named else 'holds no valid URL'}:"
             " it takes postgresql://user:password@host:port/name,"
             " with special characters of the password percent-encoded (@ is %40, / is %2F, ? is %3F, & is %26)"
         )

@@ -20,8 +20,8 @@ SELECT_LIMITS = """
            current_setting('server_version_num')::int,
            current_setting('server_encoding'),
            current_setting('max_connections')::int,
-           current_setting('superuser_reserved_connections')::int,
-           coalesce(current_setting('reserved_connections', true)::int, 0),
+           current_setting('superuser_reserved_connections')::int
+               + coalesce(current_setting('reserved_connections', true)::int, 0),
            (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user),
            (SELECT datconnlimit FROM pg_database WHERE datname = current_database()),
            (SELECT count(*) FROM pg_stat_activity
@@ -37,7 +37,6 @@ class Budget:
     version_number: int
     encoding: str
     max_connections: int
-    superuser_reserved: int
     reserved: int
     role_limit: int  # -1: none
     database_limit: int  # -1: none
@@ -63,9 +62,8 @@ class Budget:
             return limits
         if self.pooled:
             return {}
-        reserved = self.superuser_reserved + self.reserved
         limits = {
-            f"max_connections {self.max_connections} - {reserved} reserved": self.max_connections - reserved,
+            f"max_connections {self.max_connections} - {self.reserved} reserved": self.max_connections - self.reserved,
             f"role limit {self.role_limit}": self.role_limit,
             f"database limit {self.database_limit}": self.database_limit,
         }

@@ -14,7 +14,6 @@ from service.database.sessions import Session
 CONSOLE = "pgbouncer"  # the database that stands for the pooler itself
 TIMEOUT = 3.0  # seconds for an answer
 
-
 STATEMENT_MODE = "the pooler is in statement mode, which has no transactions: set its pool_mode to transaction"
 
 
