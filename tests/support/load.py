@@ -130,7 +130,8 @@ class Load:
         except httpx.TransportError as exc:
             answer = Answer(method, began, time.monotonic(), 0, type(exc).__name__, "")
         else:
-            problem = response.json() if response.status_code >= 400 else {"code": "", "detail": ""}
+            has_problem = response.headers.get("Content-Type") == "application/problem+json"  # a proxy's error has none
+            problem = response.json() if has_problem else {"code": "", "detail": ""}
             ended = time.monotonic()
             answer = Answer(method, began, ended, response.status_code, problem["code"], problem["detail"])
         self.answers.append(answer)

@@ -3,25 +3,28 @@
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from service.web.api_keys import GRANTS, add_key
+from tests.support.load import Load
 from tests.support.polling import until
 from tests.support.postgres import Cluster, TestDatabase, free_port, installed
 from tests.support.process import CHECKOUT, Service, environment
+from tests.system import reverse_proxy
 
-NGINX = """
-daemon off; pid {folder}/pid; error_log stderr; events {{}}
+# What is set up with as little as it takes: nginx adds no header then.
+BARE_NGINX = """
+events {{}}
 http {{ access_log off; server {{ listen {port}; location / {{ proxy_pass {service}; }} }} }}
 """
-HAPROXY = """
+BARE_HAPROXY = """
 defaults
     timeout connect 5s
     timeout client 5s
@@ -31,6 +34,7 @@ listen users
     bind :{port}
     server users {address}
 """
+KINDS = ["nginx.conf", "haproxy.cfg", "bare nginx", "bare haproxy tcp", "bare haproxy http"]
 
 Keys = dict[str, str]
 
@@ -115,36 +119,23 @@ def test_a_browser_opens_the_pool_with_the_key_as_the_password(browser: Browser,
 
 @contextmanager
 def proxied(service: Service, kind: str) -> Iterator[str]:
-    """Yield the URL of a proxy before the service that is set up with as little as it takes."""
-    port = free_port()
-    with TemporaryDirectory() as folder:
-        file = Path(folder, "conf")
-        address = service.url.removeprefix("http://")
-        if kind == "nginx":
-            file.write_text(NGINX.format(folder=folder, port=port, service=service.url))
-            argv = ["nginx", "-c", str(file), "-p", folder]
-        else:
-            file.write_text(HAPROXY.format(mode=kind.partition(" ")[2], port=port, address=address))
-            argv = ["haproxy", "-f", str(file)]
-        proxy = subprocess.Popen(argv)
-        url = f"http://127.0.0.1:{port}"
-        try:
-            until(lambda: proxy.poll() is None and answers(f"{url}/livez"), "the proxy answers")
+    """Yield the URL of a proxy before the service: as service/deploy/ has it, or set up with as little as it takes."""
+    if kind in reverse_proxy.LISTEN:
+        with reverse_proxy.before(kind, service) as url:
             yield url
-        finally:
-            proxy.terminate()
-            proxy.wait()
+        return
+    port = free_port()
+    bare = {
+        "bare nginx": BARE_NGINX.format(port=port, service=service.url),
+        "bare haproxy tcp": BARE_HAPROXY.format(mode="tcp", port=port, address=service.url.removeprefix("http://")),
+        "bare haproxy http": BARE_HAPROXY.format(mode="http", port=port, address=service.url.removeprefix("http://")),
+    }
+    with reverse_proxy.running(kind.split()[1], bare[kind], port) as url:
+        yield url
 
 
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-@pytest.mark.parametrize("kind", ["nginx", "haproxy tcp", "haproxy http"])
-def test_behind_a_bare_proxy_nothing_is_answered_without_a_key(service: Service, keys: Keys, kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_behind_a_proxy_nothing_is_answered_without_a_key(service: Service, keys: Keys, kind: str) -> None:
     with proxied(service, kind) as url:
         for path in ("/users", "/pool", "/%70ool", "/metrics", "/pool/page.js", "/nowhere"):
             for host in ("users.example.com", "localhost", service.url.removeprefix("http://")):
@@ -152,11 +143,26 @@ def test_behind_a_bare_proxy_nothing_is_answered_without_a_key(service: Service,
         assert httpx.get(f"{url}/pool", auth=("", keys["operator"])).status_code == 200
 
 
-@pytest.mark.parametrize("kind", ["nginx", "haproxy tcp", "haproxy http"])
-def test_without_keys_a_bare_proxy_is_not_answered(database: TestDatabase, kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_keys_a_proxy_is_not_answered(database: TestDatabase, kind: str) -> None:
     with Service(database.environment | {"ALLOWED_HOSTS": ""}) as service, proxied(service, kind) as url:
         for path in ("/users", "/pool", "/%70ool", "/metrics"):
             assert httpx.get(f"{url}{path}", headers={"Host": "users.example.com"}).status_code == 421
+
+
+@pytest.mark.parametrize("name", ["nginx.conf", "haproxy.cfg"])
+def test_behind_a_proxy_the_drain_of_one_instance_costs_no_request(database: TestDatabase, name: str) -> None:
+    settings = database.environment | {"ANONYMOUS_ACCESS": "write", "INSTANCES": "2", "WORKER_THREADS": "2"}
+    with Service(settings) as stays, Service(settings) as drains, reverse_proxy.before(name, stays, drains) as url:
+        with Load(url, clients=4) as load:
+            until(lambda: "GET /users" in drains.log and "GET /users" in stays.log, "both instances serve")
+            load.go_on(time.monotonic())
+            assert drains.stop() == 0
+            load.go_on(time.monotonic())
+        assert load.unexpected({200, 201}) == {}
+        load.reconcile(database)
+        with database.connect() as conn:
+            conn.execute('TRUNCATE public."user"')
 
 
 @pytest.mark.parametrize("workers", ["1", "4"])

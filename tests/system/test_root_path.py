@@ -1,7 +1,6 @@
 """ROOT_PATH behind a real nginx, which strips the prefix or keeps it, and in a browser."""
 
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,19 +9,13 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from service.web.api_keys import add_key
-from tests.support.polling import until
 from tests.support.postgres import Cluster, free_port, installed
 from tests.support.process import Service
 from tests.support.users import new_user
+from tests.system import reverse_proxy
 
-NGINX = """
-daemon off; pid nginx.pid; error_log stderr; events {{}}
-http {{
-    access_log off;
-    server {{ listen {kept}; location /api/ {{ proxy_pass {service}; }} }}
-    server {{ listen {stripped}; location /api/ {{ proxy_pass {service}/; }} }}
-}}
-"""
+# What proxy_pass says decides whether nginx strips the prefix.
+PROXY_PASS = {"kept": "http://users;", "stripped": "http://users/;"}
 
 
 @pytest.fixture(scope="module")
@@ -36,33 +29,23 @@ def keys(file: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def proxies(file: Path, keys: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Yield the URLs under which the two proxies show one service."""
+def service(file: Path, keys: dict[str, str]) -> Iterator[Service]:
     assert keys
-    ports = {"kept": free_port(), "stripped": free_port()}
     with Cluster(installed()["18"]) as cluster:
         settings = {"ROOT_PATH": "/api", "API_KEYS_FILE": str(file), "WORKER_THREADS": "2"}
         with Service({**cluster.create_database().environment, **settings}) as service:
-            configuration = file.with_name("nginx.conf")
-            configuration.write_text(NGINX.format(service=service.url, **ports))
-            nginx = subprocess.Popen(["nginx", "-c", configuration, "-p", file.parent])
-            yield {kind: f"http://127.0.0.1:{port}/api" for kind, port in ports.items()}
-            nginx.terminate()
-            nginx.wait(30)
+            yield service
 
 
-def is_up(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-@pytest.fixture(params=["kept", "stripped"])
-def url(proxies: dict[str, str], request: pytest.FixtureRequest) -> str:
-    url = proxies[request.param]
-    until(lambda: is_up(url), "nginx has started")
-    return url
+@pytest.fixture(scope="module", params=["kept", "stripped"])
+def url(service: Service, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Yield the URL under which nginx shows the service."""
+    port = free_port()
+    configuration = reverse_proxy.deployed("nginx.conf", [service], port)
+    configuration = reverse_proxy.replaced(configuration, "location / {", "location /api/ {")
+    configuration = reverse_proxy.replaced(configuration, "http://users;", PROXY_PASS[request.param])
+    with reverse_proxy.running("nginx", configuration, port, probe="/api/livez") as url:
+        yield f"{url}/api"
 
 
 def test_links_can_be_followed_through_the_proxy(url: str, keys: dict[str, str]) -> None:
