@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Node trusts a list of its own, unless it is given the machine's.
+CERTIFICATES := $(wildcard /etc/ssl/certs/ca-certificates.crt)
 
 # Every install takes exactly the files that .locks/ knows by their hashes.
 INSTALL := pip --quiet --disable-pip-version-check install --require-hashes -r
@@ -35,7 +37,7 @@ TESTED := requirements.txt service/extras/requirements.txt tests/requirements.tx
 	@echo "Installing what generates clients into .venv"
 	@$(BIN)/$(INSTALL) .locks/system.txt
 	@mkdir -p .venv/clients && cp tests/system/clients/package*.json .venv/clients
-	@npm ci --prefix .venv/clients --no-audit --no-fund --ignore-scripts --silent
+	@NODE_EXTRA_CA_CERTS=$${NODE_EXTRA_CA_CERTS:-$(CERTIFICATES)} npm ci --prefix .venv/clients --no-audit --no-fund --ignore-scripts --silent
 	@touch $@
 
 .venv/.bench: .venv/.tests .locks/bench.txt
