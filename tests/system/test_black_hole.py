@@ -45,7 +45,8 @@ def victim(detour: Detour) -> Iterator[Cluster]:
 
 @pytest.fixture
 def settings(detour: Detour, database: TestDatabase) -> dict[str, str]:
-    return {**database.environment, **SHORT, "DATABASE_HOSTNAME": detour.server, "HOST": detour.service}
+    host = {"HOST": detour.service, "ANONYMOUS_ACCESS": "write"}
+    return {**database.environment, **SHORT, **host, "DATABASE_HOSTNAME": detour.server}
 
 
 @pytest.fixture
