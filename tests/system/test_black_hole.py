@@ -122,6 +122,8 @@ def test_a_service_started_in_a_black_hole_says_so_and_serves_within_two_seconds
     service = Service(settings, argv=[*detour.prefix, *SERVE])
     try:
         with httpx.Client(base_url=service.url, timeout=30) as client:
+            # "starting" until both tries, with options and as for a pooler, are over: each is a CONNECT_TIMEOUT.
+            until(lambda: client.get("/readyz").json()["failed"] == "database", "it says what fails")
             failed = client.get("/readyz")
             refused = client.get("/users")
             assert client.get("/livez").status_code == 200
