@@ -14,6 +14,10 @@ from tests.support.process import Service
 # The API without service/extras/http/.
 STOCK_UVICORN = (sys.executable, "-m", "uvicorn", "--factory", "service.app:create_app", "--port", "0")
 
+# Without bytecode, each of the hundreds of processes that a run starts would compile the sources again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # No test uses TLS. Otherwise every client of httpx reads all certificates of the machine: 35 ms of a core.
 os.environ["SSL_CERT_DIR"] = "/nowhere"
 os.environ.pop("SSL_CERT_FILE", None)

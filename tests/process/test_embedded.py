@@ -8,23 +8,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.accounts import ACCOUNTS, ORDINARY, Account, stranger
+from tests.support.accounts import ORDINARY, stranger
 from tests.support.checkout import Checkout
 from tests.support.parallel import at_once
 from tests.support.polling import until
 
 
-@pytest.fixture(scope="module", params=ACCOUNTS, ids=str)
-def checkout(request: pytest.FixtureRequest) -> Iterator[Checkout]:
+@pytest.fixture(scope="module")
+def checkout() -> Iterator[Checkout]:
     """A checkout whose PostgreSQL has run before."""
-    account: Account = request.param
-    with account.checkout() as checkout:
+    with ORDINARY.checkout() as checkout:
         assert checkout.run("schema").returncode == 0
         yield checkout
-
-
-# For what does not depend on the user that PostgreSQL runs as.
-ONE_ACCOUNT = pytest.mark.parametrize("checkout", [ORDINARY], indirect=True, ids=str)
 
 
 def sign_up(client: httpx.Client) -> str:
@@ -39,7 +34,6 @@ def nothing_runs(checkout: Checkout) -> None:
     until(lambda: not checkout.processes(), f"nothing runs any more in {checkout.folder}", within=10)
 
 
-@ONE_ACCOUNT
 def test_one_line_says_so_and_names_the_variable_that_points_to_yours(checkout: Checkout) -> None:
     with checkout.start({}, "run") as service:
         said = [line for line in service.log.splitlines() if "DATABASE_URL" in line]
@@ -48,9 +42,7 @@ def test_one_line_says_so_and_names_the_variable_that_points_to_yours(checkout: 
     assert str(checkout.folder / ".data") in said[0]
 
 
-@pytest.mark.parametrize(
-    ("checkout", "how"), [(ACCOUNTS[0], signal.SIGINT), (ACCOUNTS[-1], signal.SIGTERM)], indirect=["checkout"], ids=str
-)
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_user_survives_a_restart_and_nothing_runs_in_between(checkout: Checkout, how: signal.Signals) -> None:
     with checkout.start({}, "run") as service:
         path = sign_up(service.client)
@@ -61,7 +53,6 @@ def test_a_user_survives_a_restart_and_nothing_runs_in_between(checkout: Checkou
         assert service.client.get(path).status_code == 200
 
 
-@ONE_ACCOUNT
 def test_the_process_that_serves_new_code_uses_the_same_server(checkout: Checkout) -> None:
     with checkout.start({}, "run") as service:
         path = sign_up(service.client)
@@ -74,7 +65,6 @@ def test_the_process_that_serves_new_code_uses_the_same_server(checkout: Checkou
     nothing_runs(checkout)
 
 
-@ONE_ACCOUNT
 def test_two_services_share_the_server_and_the_first_to_end_leaves_it_to_the_second(checkout: Checkout) -> None:
     with checkout.start({}, "run") as first, checkout.start({}, "run") as second:
         path = sign_up(first.client)
@@ -127,7 +117,6 @@ def test_two_first_starts_at_once_make_one_server() -> None:
         nothing_runs(checkout)
 
 
-@ONE_ACCOUNT
 def test_a_copy_of_a_checkout_in_use_does_not_use_the_server_of_the_original(checkout: Checkout) -> None:
     with ORDINARY.checkout() as copy, checkout.start({}, "run") as original:
         path = sign_up(original.client)

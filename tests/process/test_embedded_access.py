@@ -2,9 +2,7 @@
 
 import os
 import pwd
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -15,10 +13,8 @@ import psycopg
 import pytest
 
 from service.extras import embedded
-from service.extras.embedded import EmbeddedError, command, programs
-from tests.support.accounts import ACCOUNTS, EVERYWHERE, NOBODY, Account
+from tests.support.accounts import ORDINARY, Account
 from tests.support.checkout import Checkout, descendants
-from tests.support.parallel import at_once
 from tests.support.polling import until
 from tests.support.process import Service
 
@@ -40,15 +36,15 @@ ENVIRONMENT = {
 }
 
 
-@pytest.fixture(
-    scope="module",
-    params=[*((account, "a, checkout") for account in EVERYWHERE), (ACCOUNTS[-1], LONG)],
-    ids=lambda param: f"{param[0]}{', long path' if param[1] == LONG else ''}",
-)
-def checkout(request: pytest.FixtureRequest) -> Iterator[Checkout]:
-    account, below = request.param
-    with account.checkout(below) as checkout:
+@pytest.fixture(scope="module")
+def checkout() -> Iterator[Checkout]:
+    with ORDINARY.checkout(LONG) as checkout:
         yield checkout
+
+
+@pytest.fixture
+def account() -> Account:
+    return ORDINARY
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +205,6 @@ def open_to_everybody(checkout: Checkout) -> Path:
     return victim
 
 
-@pytest.mark.parametrize("account", ACCOUNTS, ids=str)
 def test_data_that_were_open_to_everybody_are_kept_and_closed(account: Account) -> None:
     with account.checkout() as checkout:
         with checkout.start({}, "run") as service:
@@ -224,7 +219,7 @@ def test_data_that_were_open_to_everybody_are_kept_and_closed(account: Account) 
         assert (victim.read_text(), after.st_uid, after.st_mode) == ("as it was", before.st_uid, before.st_mode)
 
 
-@pytest.mark.parametrize(("account", "umasks"), [(ACCOUNTS[0], ("0777", "0")), (ACCOUNTS[-1], ("0", "0777"))], ids=str)
+@pytest.mark.parametrize("umasks", [("0777", "0"), ("0", "0777")])
 def test_the_umask_of_the_caller_does_not_matter(account: Account, umasks: tuple[str, str]) -> None:
     with account.checkout() as checkout:
         for umask in umasks:
@@ -234,7 +229,6 @@ def test_the_umask_of_the_caller_does_not_matter(account: Account, umasks: tuple
             assert others_may_read(checkout) == set()
 
 
-@pytest.mark.parametrize("account", ACCOUNTS, ids=str)
 def test_the_data_may_lie_elsewhere_behind_a_link_of_their_owner(account: Account) -> None:
     with account.checkout() as checkout:
         elsewhere = checkout.folder.parent / "elsewhere"
@@ -244,165 +238,3 @@ def test_the_data_may_lie_elsewhere_behind_a_link_of_their_owner(account: Accoun
             os.chown(path, account.uid, -1, follow_symlinks=False)
         assert checkout.run("schema").returncode == 0
         assert (elsewhere / "data" / "PG_VERSION").exists()
-
-
-if os.geteuid() == 0:  # only root can be somebody else
-    OTHER = 12345
-    ROOT = ACCOUNTS[-1]
-
-    @contextmanager
-    def acting_as(uid: int) -> Iterator[None]:
-        groups = os.getgroups()
-        os.setgroups([])
-        os.setresgid(uid, uid, 0)
-        os.setresuid(uid, uid, 0)
-        try:
-            yield
-        finally:
-            os.setresuid(0, 0, 0)
-            os.setresgid(0, 0, 0)
-            os.setgroups(groups)
-
-    def others(checkout: Checkout) -> set[int]:
-        """Return other users than the one whose data it is; an ordinary user's are nobody's in these tests."""
-        return {NOBODY, OTHER} - {(checkout.folder / ".data").stat().st_uid}
-
-    @pytest.mark.usefixtures("service")
-    def test_no_other_user_reaches_the_data_the_log_or_the_socket(checkout: Checkout) -> None:
-        data = checkout.folder / ".data"
-        for uid in others(checkout):
-            with opened(data) as descriptor, opened(data / "data") as inner, acting_as(uid):
-                for folder, name in ((descriptor, "postgres.log"), (descriptor, "data"), (inner, "PG_VERSION")):
-                    with pytest.raises(PermissionError):
-                        os.open(name, os.O_RDONLY, dir_fd=folder)
-                with pytest.raises(psycopg.OperationalError, match="Permission denied"):
-                    psycopg.connect(host=f"/proc/self/fd/{inner}", user="users", dbname="users")
-
-    @pytest.mark.usefixtures("service")
-    @pytest.mark.parametrize("role", ["users", "postgres"])
-    def test_no_other_user_could_connect_if_the_folders_were_open(checkout: Checkout, role: str) -> None:
-        data = checkout.folder / ".data" / "data"
-        data.chmod(0o711)
-        try:
-            for uid in others(checkout):
-                with (
-                    opened(data) as descriptor,
-                    acting_as(uid),
-                    pytest.raises(psycopg.OperationalError, match="Peer authentication failed"),
-                ):
-                    psycopg.connect(host=f"/proc/self/fd/{descriptor}", user=role, dbname="users")
-        finally:
-            data.chmod(0o700)
-
-    def denied(pid: int) -> bool:
-        """Tell whether everything of a process is denied; False when it has ended."""
-        try:
-            for name in ("environ", "mem", "maps"):
-                with suppress(PermissionError):
-                    assert not Path(f"/proc/{pid}/{name}").read_bytes(), f"{name} of {pid} can be read"
-                    return False  # it is ending: it has no memory any more, and so nothing to deny
-            for name in ("cwd", "exe"):
-                with pytest.raises(PermissionError):
-                    os.readlink(f"/proc/{pid}/{name}")  # noqa: PTH115 - a Path would swallow it
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        return True
-
-    def test_no_other_user_sees_into_its_processes(checkout: Checkout, service: Service) -> None:
-        pids = [service.process.pid, *postgres(service)]
-        for uid in others(checkout):
-            with acting_as(uid):
-                assert all(denied(pid) for pid in pids)
-                for pid in pids:
-                    with pytest.raises(PermissionError):
-                        os.kill(pid, 0)
-
-    def test_nobody_sees_into_the_first_start() -> None:
-        with ROOT.checkout() as checkout:
-            first = checkout.start({"AWS_SECRET_ACCESS_KEY": SECRET}, "run")
-            seen: set[str] = set()
-            while not {"initdb", "postgres"} <= seen:
-                assert first.process.poll() is None, first.log
-                for process in psutil.Process(first.process.pid).children(recursive=True):
-                    try:
-                        name = process.name() if process.uids().effective else ""  # root before it became nobody
-                    except psutil.NoSuchProcess:
-                        continue
-                    if name not in ("initdb", "postgres"):
-                        continue
-                    with suppress(FileNotFoundError, ProcessLookupError):
-                        assert SECRET.encode() not in Path(f"/proc/{process.pid}/environ").read_bytes()
-                    with acting_as(NOBODY):
-                        if denied(process.pid):
-                            seen.add(name)
-            with first:
-                assert first.client.get("/users").json() == []
-
-    @pytest.mark.parametrize("account", ACCOUNTS, ids=str)
-    def test_a_folder_that_another_user_put_there_stops_the_start(account: Account) -> None:
-        with account.checkout() as checkout:
-            planted = checkout.folder / ".data"
-            planted.mkdir(mode=0o755)
-            os.chown(planted, OTHER, OTHER)
-            assert str(planted) in refusal(checkout)
-            assert (mode(planted), list(planted.iterdir())) == (0o755, [])
-
-    @pytest.mark.parametrize("account", ACCOUNTS, ids=str)
-    def test_a_link_that_another_user_put_there_stops_the_start(account: Account) -> None:
-        with account.checkout() as checkout:
-            target = checkout.folder.parent / "target"
-            target.mkdir(mode=0o755)
-            os.chown(target, account.uid, -1)
-            planted = checkout.folder / ".data"
-            planted.symlink_to(target)
-            os.chown(planted, OTHER, OTHER, follow_symlinks=False)
-            assert str(planted) in refusal(checkout)
-            assert (mode(target), list(target.iterdir())) == (0o755, [])
-
-    def test_roots_data_that_another_user_could_change_stop_the_start() -> None:
-        with ROOT.checkout() as checkout:
-            assert checkout.run("schema").returncode == 0
-            data = checkout.folder / ".data" / "data"
-            os.chown(data, NOBODY, NOBODY)
-            assert f"{data} belongs to the user nobody" in refusal(checkout)
-            assert (data.stat().st_uid, (data / "PG_VERSION").stat().st_uid) == (NOBODY, embedded.SERVER_ID)
-
-    @pytest.fixture(scope="module")
-    def closed() -> Iterator[Path]:
-        """The wheel's programs in a folder that only root enters, and an open folder beside it."""
-        package = programs().parents[1]
-        with tempfile.TemporaryDirectory(prefix="closed-") as folder:
-            base = Path(folder)
-            base.chmod(0o755)
-            (base / "open").mkdir(mode=0o755)
-            (base / "closed").mkdir(mode=0o700)
-            (base / "data").mkdir()
-            os.chown(base / "data", OTHER, OTHER)
-            for name in (package.name, f"{package.name}.libs"):
-                ignore = shutil.ignore_patterns("pginstall", "include", "*.a")
-                shutil.copytree(package.with_name(name), base / "closed" / name, ignore=ignore)
-            yield base / "closed" / package.name / programs().parent.name / "bin"
-
-    def test_programs_in_a_closed_folder_are_copied_once(closed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        base = closed.parents[3]
-        cache = base / "open" / "cache"
-        monkeypatch.setattr(embedded, "CACHE", cache)
-        before = os.umask(0o077)
-        try:
-            argvs = at_once([lambda: command(closed / "initdb", base / "data")] * 2)
-        finally:
-            os.umask(before)
-        assert argvs[0] == argvs[1]
-        assert len(list(cache.iterdir())) == 1
-        copy = Path(argvs[0][-1])
-        assert copy.is_relative_to(cache)
-        assert {path.stat().st_uid for path in cache.rglob("*")} == {0}
-        assert not any(mode(path) & 0o022 for path in cache.rglob("*"))
-
-    def test_programs_that_nobody_else_can_run_are_refused_with_the_way_out(
-        closed: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        base = closed.parents[3]
-        monkeypatch.setattr(embedded, "CACHE", base / "closed" / "cache")
-        with pytest.raises(EmbeddedError, match="DATABASE_URL"):
-            command(closed / "initdb", base / "data")

@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from service.extras.embedded import programs
-from tests.support.accounts import EVERYWHERE, NOBODY, ORDINARY, Account, modes, stranger
-from tests.support.checkout import Checkout, copied
+from tests.support.accounts import ORDINARY, Account, modes, stranger
+from tests.support.checkout import Checkout
 from tests.support.polling import until
+
+
+@pytest.fixture
+def account() -> Account:
+    return ORDINARY
+
 
 SIGNALS = {
     "SIGTERM": lambda pid: os.kill(pid, signal.SIGTERM),
@@ -109,7 +114,6 @@ def test_a_copy_of_the_data_that_cannot_be_started_says_why() -> None:
         assert "postgres.log" in line
 
 
-@pytest.mark.parametrize("account", EVERYWHERE, ids=str)
 def test_a_copy_of_the_data_is_used(account: Account) -> None:
     with account.checkout() as checkout:
         assert checkout.run("schema").returncode == 0
@@ -121,7 +125,6 @@ def test_a_copy_of_the_data_is_used(account: Account) -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("account", EVERYWHERE, ids=str)
 def test_no_permission_is_changed_of_the_folders_above_the_virtual_environment_or_the_checkout(
     account: Account,
 ) -> None:
@@ -133,40 +136,3 @@ def test_no_permission_is_changed_of_the_folders_above_the_virtual_environment_o
             assert (checkout.folder / ".data" / "data").stat().st_mode & 0o777 == 0o700
         after = modes(*untouched)
         assert {path: after.get(path) for path in before} == before
-
-
-if os.geteuid() == 0:  # only root can make a folder that is another user's
-
-    @pytest.mark.parametrize("of_root", [".data", ".data/data"])
-    def test_data_of_another_user_stop_the_start(of_root: str) -> None:
-        with ORDINARY.checkout() as checkout:
-            data = made_by(checkout, "18")
-            (data / "postmaster.pid").touch()  # as a server leaves it that was killed at its start
-            os.chown(checkout.folder / of_root, 0, 0)
-            assert str(checkout.folder / of_root) in one_line(checkout, "check")
-
-    def test_a_user_id_without_a_name_stops_the_start_with_one_line() -> None:
-        with Account("a user without a name", 54321).checkout() as checkout:
-            assert "/etc/passwd has none for the user id 54321" in one_line(checkout, "schema")
-
-    def test_root_serves_the_data_of_an_ordinary_user_and_leaves_them_to_that_user() -> None:
-        with ORDINARY.checkout() as checkout:
-            assert checkout.run("schema").returncode == 0
-            as_root = Checkout(checkout.folder)
-            with as_root.start({}, "run") as service:
-                assert service.client.get("/users").status_code == 200
-            assert {path.stat().st_uid for path in (checkout.folder / ".data").rglob("*")} == {NOBODY}
-            assert checkout.run("schema").returncode == 0
-
-
-def test_programs_in_a_folder_closed_to_others_are_run_all_the_same() -> None:
-    package = programs().parents[1]
-    with copied() as checkout:
-        closed = checkout.folder.parent / "closed"
-        closed.mkdir(mode=0o700)  # as a checkout in /root is, with its virtual environment
-        for name in (package.name, f"{package.name}.libs"):
-            shutil.copytree(
-                package.with_name(name), closed / name, ignore=shutil.ignore_patterns("pginstall", "include")
-            )
-        done = checkout.run("schema", {"PYTHONPATH": str(closed)})
-        assert (done.returncode, done.stderr) == (0, "")

@@ -63,19 +63,18 @@ def stranger(seconds: int = 600) -> "subprocess.Popen[bytes]":
 
 
 ORDINARY = Account("an ordinary user", NOBODY if os.geteuid() == 0 else os.geteuid())
-ACCOUNTS = [ORDINARY]
-EVERYWHERE = [ORDINARY]
-if os.geteuid() == 0:
-    ROOT = Account("root in a folder closed to others", 0)
-    ACCOUNTS += [ROOT]
-    EVERYWHERE += [ROOT, Account("root in an open folder", 0, open_to_others=True)]
+ROOT = Account("root in a folder closed to others", 0)
+ROOT_IN_THE_OPEN = Account("root in an open folder", 0, open_to_others=True)
 
 
-def modes(*roots: Path) -> dict[Path, tuple[int, int, int]]:
+def modes(*roots: Path) -> dict[str, tuple[int, int, int]]:
     """Return mode, owner and group of `roots`, everything below them, and every folder above."""
-    paths = {path for root in roots for path in (root, *root.parents, *root.rglob("*"))}
+    paths = {str(path) for root in roots for path in (root, *root.parents)}
+    for root in roots:
+        for folder, folders, files in os.walk(root):
+            paths.update(f"{folder}/{name}" for name in folders + files)
     found = {}
     for path in paths:
-        stat = path.lstat()
+        stat = os.lstat(path)
         found[path] = (stat.st_mode, stat.st_uid, stat.st_gid)
     return found

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import psutil  # type: ignore[import-untyped]
 
+from tests.support.postgres import FOLDER
 from tests.support.process import CHECKOUT, Service, environment
 
 PYTHON = (sys.executable, "-m", "service")
@@ -56,10 +57,10 @@ class Checkout:
 @contextmanager
 def copied(below: str = "checkout") -> Iterator[Checkout]:
     """Yield a copy that is gone, with all that runs in it, when the block ends."""
-    with TemporaryDirectory(prefix="checkout-") as folder:
+    with TemporaryDirectory(prefix="checkout-", dir=FOLDER) as folder:
         base = Path(folder).resolve()
         checkout = base / below
-        shutil.copytree(CHECKOUT / "service", checkout / "service", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(CHECKOUT / "service", checkout / "service")  # with its bytecode
         shutil.copy(CHECKOUT / "schema.sql", checkout)
         try:
             yield Checkout(checkout)

@@ -8,6 +8,8 @@ import importlib
 import inspect
 import textwrap
 from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
 
 import pytest
 from uvicorn.protocols.http import httptools_impl
@@ -28,12 +30,13 @@ def package(node: ast.AST) -> str:
     return node.names[0].name.partition(".")[0] if isinstance(node, ast.Import) else ""
 
 
-TREES = {file: ast.parse(file.read_text()) for file in SERVICE.rglob("*.py")}
+@cache
+def trees() -> dict[Path, ast.Module]:
+    """Return every file of the service, parsed."""
+    return {file: ast.parse(file.read_text()) for file in SERVICE.rglob("*.py")}
+
 
 HTTP = SERVICE / "extras" / "http"
-READS_UVICORN = [
-    tree for file, tree in TREES.items() if HTTP in file.parents and "uvicorn" in map(package, ast.walk(tree))
-]
 
 RequestResponseCycle = CoalescedResponse.__mro__[1]  # in its module protocol.py replaces it
 
@@ -137,7 +140,9 @@ def test_uvicorn_looks_its_response_up_in_the_module_where_the_protocol_replaces
 
 def test_every_name_of_uvicorn_that_is_used_is_in_the_table() -> None:
     used = set()
-    for node in (node for tree in READS_UVICORN for node in ast.walk(tree)):
+    files = [tree for file, tree in trees().items() if HTTP in file.parents]
+    importers = [tree for tree in files if "uvicorn" in map(package, ast.walk(tree))]
+    for node in (node for tree in importers for node in ast.walk(tree)):
         if isinstance(node, ast.Attribute) and not isinstance(node.value, ast.Constant):  # such as b"".join
             used.add(node.attr)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -151,7 +156,7 @@ def private_names(tree: ast.AST) -> Iterator[str]:
     own = set(own_names(tree))
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr):
-            if node.attr not in (INHERITED if is_self(node.value) else own):
+            if node.attr not in (inherited() if is_self(node.value) else own):
                 yield ast.unparse(node)
         elif isinstance(node, ast.ImportFrom):
             modules = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
@@ -171,11 +176,14 @@ def own_names(tree: ast.AST) -> Iterator[str]:
             yield node.attr
 
 
-INHERITED = {name for tree in TREES.values() for name in own_names(tree)}
+@cache
+def inherited() -> set[str]:
+    """Return the names that any file of the service gives."""
+    return {name for tree in trees().values() for name in own_names(tree)}
 
 
 def test_only_the_known_private_names_are_used() -> None:
-    found = {(str(file.relative_to(SERVICE)), name) for file, tree in TREES.items() for name in private_names(tree)}
+    found = {(str(file.relative_to(SERVICE)), name) for file, tree in trees().items() for name in private_names(tree)}
     assert found == set(PRIVATE)
 
 
