@@ -29,10 +29,11 @@ class PooledConnection(Connection[TupleRow]):
     """A connection that knows when it was opened, and which statements it has prepared."""
 
     opened_at = 0.0  # on the monotonic clock
+    session_setup: str  # SQL before each statement, behind a pooler
     statements: dict[bytes, bytes]  # the names of the prepared statements, by their texts
 
     @classmethod
-    def connect(cls, conninfo: str = "", *, outage: Outage, **kwargs: Any) -> Self:  # type: ignore[override] # noqa: ANN401 - psycopg's
+    def connect(cls, conninfo: str = "", *, outage: Outage, session_setup: str = "", **kwargs: Any) -> Self:  # type: ignore[override] # noqa: ANN401 - psycopg's
         """Connect, and have `outage` begin or end. Raises psycopg.Error."""
         started = time.monotonic()
         try:
@@ -44,6 +45,7 @@ class PooledConnection(Connection[TupleRow]):
         outage.end()
         metrics.CONNECTION_CREATE_TIME.observe(time.monotonic() - started)
         conn.opened_at = started
+        conn.session_setup = session_setup
         conn.statements = {}
         return conn
 
@@ -53,12 +55,12 @@ class PooledConnection(Connection[TupleRow]):
         libpq's blocking call releases the GIL once. A cursor does so some eight times for each statement, and each
         time another thread takes it: on more than one core that cost half of the throughput. Raises psycopg.Error.
         """
-        text, names = _positional(query)
         adapter = Transformer(self)
-        values = adapter.dump_sequence([params[name] for name in names], [PyFormat.TEXT] * len(names))
-        if self.prepare_threshold is None:  # behind a pooler, where the next statement is on another session
-            result = self.pgconn.exec_params(text, values)
+        if self.session_setup:
+            result = self._execute_with_setup(query, {name: adapter.as_literal(params[name]) for name in params})
         else:
+            text, names = _positional(query)
+            values = adapter.dump_sequence([params[name] for name in names], [PyFormat.TEXT] * len(names))
             result = self._execute_prepared(text, values)
             if result.error_field(DiagnosticField.SQLSTATE) in STALE:
                 del self.statements[text]
@@ -68,6 +70,14 @@ class PooledConnection(Connection[TupleRow]):
             return None
         adapter.set_pgresult(result)
         return adapter.load_row(0, tuple)
+
+    def _execute_with_setup(self, query: str, literals: Mapping[str, bytes]) -> PGresult:
+        """Send the setup and the statement as one message, which is one transaction, and return the last result.
+
+        Such a message takes no parameters, so their values are in it as `literals` that psycopg has quoted.
+        """
+        statement = query % {name: literal.decode() for name, literal in literals.items()}
+        return self.pgconn.exec_(f"{self.session_setup}; {statement}".encode())
 
     def _execute_prepared(self, text: bytes, values: Sequence[Any]) -> PGresult:
         name = self.statements.get(text)

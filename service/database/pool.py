@@ -7,8 +7,8 @@ inside its own body. So a running thread always finds a connection free; it wait
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from psycopg import Error, OperationalError, errors
@@ -61,7 +61,6 @@ class Database:
         self._size = size
         self.watchdog = watchdog
         self._connection_class = connection_class
-        self._session_setup = b""
         self._drained_at = 0.0
         self._closed = threading.Event()
         self._pool: Pool | None = None
@@ -78,11 +77,15 @@ class Database:
 
         if self._closed.is_set():  # while the server was being prepared
             return
-        self._use(session)
+        self._session = session
         self._pool = Pool(
             conninfo,
             connection_class=self._connection_class(),
-            kwargs=lambda: {**self._session.arguments, "outage": self.outage},
+            kwargs=lambda: {
+                **self._session.arguments,
+                "session_setup": self._session.session_setup,
+                "outage": self.outage,
+            },
             min_size=self._size,
             max_size=self._size,
             open=True,
@@ -92,7 +95,7 @@ class Database:
         self.watchdog.start()
         threading.Thread(target=self._refill, args=(self._pool,), name="refill", daemon=True).start()
 
-    def connection(self) -> AbstractContextManager[PooledConnection]:
+    def connection(self) -> "Checkout":
         """Lend a connection for the length of the block, in autocommit mode: each statement is its own transaction.
 
         Where two statements belong together, put `with conn.transaction():` around them. Lending costs no round trip,
@@ -100,15 +103,7 @@ class Database:
         """
         if self._pool is None:
             raise DatabaseUnavailable("not connected yet")
-        checkout = Checkout(self, self._pool)
-        return self._set_up(checkout) if self._session_setup else checkout
-
-    @contextmanager
-    def _set_up(self, checkout: "Checkout") -> Iterator[PooledConnection]:
-        """Set the timeouts in each transaction: a pooler gives every transaction another session."""
-        with checkout as conn, conn.transaction():
-            conn.execute(self._session_setup)
-            yield conn
+        return Checkout(self, self._pool)
 
     def drain(self, dead: PooledConnection) -> None:
         """Replace every connection as old as `dead`, once: a server that ended one session mostly ended them all."""
@@ -127,10 +122,6 @@ class Database:
         if self._pool:
             self._pool.close()
 
-    def _use(self, session: Session) -> None:
-        self._session = session
-        self._session_setup = session.session_setup.encode()
-
     def _refill(self, pool: Pool) -> None:
         """Have a pool that gave up connecting try again: by itself it does so only for a request."""
         while not self._closed.wait(RECONNECT_TIMEOUT):
@@ -144,8 +135,8 @@ class Database:
         if refusal and refusal.may_be_about_options and pooled:
             with suppress(ConnectFailed, SettingsError):
                 pooled.connect().close()
-                logger.warning("a pooler answers in the place of PostgreSQL: each transaction sets its timeouts")
-                self._use(pooled)
+                logger.warning("a pooler answers in the place of PostgreSQL: each statement sets its timeouts")
+                self._session = pooled
 
     def _check(self, conn: PooledConnection) -> None:
         try:

@@ -1,8 +1,8 @@
 """Set the timeouts of each session, directly or behind a transaction pooler such as PgBouncer.
 
 A transaction pooler hands one server session to many clients. It refuses or drops the options of a connection, and a
-client's SET stays for the next client. So behind a pooler each transaction begins with SET LOCAL: the timeouts hold,
-and it costs two round trips more.
+client's SET stays for the next client. So behind a pooler each statement follows SET LOCAL in one message, which is one
+transaction: the timeouts hold, and it costs no round trip.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,12 +37,12 @@ READ_ONLY = "session is read-only"  # libpq's error, which is never translated
 
 @dataclass(frozen=True)
 class Session:
-    """How to connect, and how to begin each transaction."""
+    """How to connect, and how to begin each statement."""
 
     server: Callable[[], str]  # called at each connect, as the file with the password may have changed
     parameters: dict[str, Any]
     options: str
-    session_setup: str = ""  # SQL for the beginning of each transaction; empty when the options set everything
+    session_setup: str = ""  # SQL before each statement; empty when the options set everything
     pooled: "Session | None" = None  # how to connect when a pooler takes the place of the server
 
     def conninfo(self) -> str:

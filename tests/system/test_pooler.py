@@ -100,6 +100,25 @@ def test_a_restart_of_the_pooler_under_load_is_over_within_a_second(
     assert first < 1
 
 
+def test_terminated_sessions_are_no_errors_of_the_service(
+    service: Service, database: TestDatabase, record_figure: Callable[[str], None]
+) -> None:
+    terminated = 0
+    with Load(service.url) as load, database.as_superuser() as conn:
+        until(lambda: load.statuses()[200] > 50, "the load runs")
+        for _ in range(40):
+            terminated += conn.execute(
+                "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = %s",
+                [database.name],
+            ).fetchone()[0]  # type: ignore[index]
+            seen = sum(load.statuses().values())
+            until(lambda: sum(load.statuses().values()) > seen + 20, "requests are answered")  # noqa: B023
+    load.reconcile(database)
+    record_figure(f"behind PgBouncer: {terminated} sessions terminated; {dict(load.statuses())}")
+    assert terminated >= 40
+    assert not load.unexpected({200, 201, 503})
+
+
 def test_a_deferred_constraint_fails_at_the_commit_and_is_told_there_too(
     service: Service, database: TestDatabase
 ) -> None:
