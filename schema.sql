@@ -188,3 +188,56 @@ BEGIN
     END IF;
 END
 $$;
+
+-- Counts the changes of a row, whoever makes them: psql, and a release that knows nothing of versions.
+DO $$
+BEGIN
+    IF to_regprocedure('public.count_version()') IS NULL
+    THEN
+        CREATE FUNCTION public.count_version() RETURNS trigger LANGUAGE plpgsql AS $count$
+        BEGIN
+            NEW.version := OLD.version + 1;
+            RETURN NEW;
+        END
+        $count$;
+    END IF;
+
+    -- The first default is for the rows that exist, which are not rewritten. Then a new row begins with the microseconds
+    -- since 1970: a row that is deleted and made again with the same id never has a former version.
+    IF NOT EXISTS (SELECT FROM pg_attribute
+                   WHERE attrelid = 'public."user"'::regclass AND attname = 'version' AND NOT attisdropped)
+    THEN
+        ALTER TABLE public."user" ADD COLUMN version bigint NOT NULL DEFAULT 1;
+        ALTER TABLE public."user"
+            ALTER COLUMN version SET DEFAULT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint;
+    END IF;
+
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'public."user"'::regclass AND tgname = 'user_version')
+    THEN
+        CREATE TRIGGER user_version BEFORE UPDATE ON public."user"
+            FOR EACH ROW EXECUTE FUNCTION public.count_version();
+    END IF;
+END
+$$;
+
+-- What each write with an Idempotency-Key answered, kept for a day. The body is that of the answer. Of the request there
+-- are only hashes: the fingerprint's key is the Idempotency-Key, of which the table has a hash, so nobody who reads the
+-- table can try passwords against it.
+CREATE TABLE IF NOT EXISTS public.idempotency_key (
+    key_hash    bytea       NOT NULL,
+    fingerprint bytea       NOT NULL,
+    status      smallint    NOT NULL,
+    id          bigint      NOT NULL,
+    version     bigint,
+    body        text,
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT idempotency_key_pkey PRIMARY KEY (key_hash)
+);
+DO $$
+BEGIN
+    IF to_regclass('public.idempotency_key_created_at_idx') IS NULL
+    THEN
+        CREATE INDEX idempotency_key_created_at_idx ON public.idempotency_key (created_at);
+    END IF;
+END
+$$;

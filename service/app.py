@@ -32,7 +32,7 @@ from service.startup import Startup
 from service.telemetry import log
 from service.users.passwords import HASHES_PER_SECOND, concurrent_hashes, start_threads
 from service.users.routes import USERS
-from service.web import health
+from service.web import health, idempotency
 from service.web.access import Access
 from service.web.admission import Admission, expiring
 from service.web.endpoint import Runtime
@@ -55,7 +55,7 @@ OTHER_THREADS = 16  # of a worker, at most: psycopg_pool has 4, FastAPI 1, each 
 
 RESOURCES = (USERS,)  # add another resource here
 
-UPGRADES = (upgrade.UPGRADE,)
+UPGRADES = (upgrade.UPGRADE, idempotency.UPGRADE)
 
 
 class StartError(Exception):
@@ -111,6 +111,7 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
                 await anyio.to_thread.run_sync(startup.begin)
                 _spare_the_collector()
                 await stack.enter_async_context(expiring(queue.expire, hashing.expire, workers.expire))
+                await stack.enter_async_context(idempotency.sweeping(workers, database))
                 await stack.enter_async_context(publisher.run(app.routes))
             systemd.notify("READY=1")
             early_queue = EarlyQueue(queue, access, app.routes, settings.root_path, traced=tracing.configured())

@@ -32,6 +32,12 @@ SELECT_APPLIED = """
     SELECT EXISTS (SELECT FROM public.schema_applied WHERE sha256 = sha256(%(text)s))
 """
 
+SELECT_COLUMNS = """
+    SELECT concat(attname, ' ', format_type(atttypid, NULL))
+    FROM pg_attribute
+    WHERE attrelid = to_regclass(%(table)s) AND attnum > 0 AND NOT attisdropped
+"""
+
 CREATE_APPLIED = """
     CREATE TABLE IF NOT EXISTS public.schema_applied (
         sha256 bytea       CONSTRAINT schema_applied_pkey PRIMARY KEY,
@@ -116,6 +122,17 @@ def _apply(conn: Connection[Any], session: Session, upgrades: Sequence[Upgrade],
         report("the schema is current: this role may not apply schema.sql, and need not")
     else:
         report("schema.sql is applied")
+
+
+def has_table(conn: Connection[Any], table: str, columns: set[str]) -> bool:
+    """Return whether `table`, which can be dropped without loss, exists. Costs one round trip.
+
+    Raises SchemaError when it lacks one of `columns`, which are names with types.
+    """
+    found = {column for (column,) in conn.execute(SELECT_COLUMNS, {"table": table})}
+    if found and not found >= columns:
+        raise SchemaError(f"{table} lacks {', '.join(sorted(columns - found))}: drop this table, it is made again")
+    return bool(found)
 
 
 def _is_current(conn: Connection[Any], upgrades: Sequence[Upgrade], report: Report) -> bool:

@@ -53,7 +53,7 @@ class _TextFormatter(logging.Formatter):
             f"{self.timestamp(time.time())} {self.level('INFO')} [{record.request_id}] {target}"
             f" {record.status} {record.duration * 1000:.1f} ms{more and f' ({more})'}"
             f"{record.caller and f' by {record.caller}'}{record.subject and f' on {record.subject}'}"
-            f"{record.code and f' {record.code}'}"
+            f"{' replayed' if record.replayed else ''}{record.code and f' {record.code}'}"
         )
 
     def timestamp(self, moment: float) -> str:
@@ -109,6 +109,8 @@ class _JsonFormatter(_TextFormatter):
             line += f',"caller":"{record.caller}"'
         if record.subject:
             line += f',"subject":"{record.subject}"'
+        if record.replayed:
+            line += ',"replayed":true'
         return f'{line},"code":"{record.code}"}}' if record.code else line + "}"
 
 

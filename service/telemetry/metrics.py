@@ -31,6 +31,10 @@ REQUEST_DURATION = FastHistogram(
 )
 PROBLEMS = Counter("http_server_problems_total", "Error responses, by the code of their problem.", ["code"])
 READS_RETRIED = Counter("http_server_reads_retried_total", "Reads repeated after their connection broke.")
+WRITES_REPLAYED = Counter(
+    "idempotency_replays_total",
+    "Writes that were sent again with their Idempotency-Key, and answered as the first time.",
+)
 CLIENTS_EVICTED = Counter("http_server_connections_evicted_total", "Client connections closed to make room for others.")
 
 QUEUE_WAIT = FastHistogram(

@@ -18,6 +18,7 @@ class Record:
     code: str = ""  # of the problem, if the response is one
     caller: str = ""  # the name of the API key
     subject: str = ""  # the id of what a write is about, percent-encoded: it cannot forge a log line
+    replayed: bool = False  # the outcome of an earlier request with the same Idempotency-Key
     queued: float | None = None  # waited for a thread
     queued_to_hash: float | None = None  # waited for a core
     waited: float | None = None  # on the thread, for a connection

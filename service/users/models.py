@@ -123,7 +123,9 @@ class Page(Body):
     limit: PageSize = 100
     after: Id | MISSING = Field(default=MISSING, description="The last id of the page before.")
     email: Annotated[AnyEmail, AfterValidator(_check_no_space)] | MISSING = Field(
-        default=MISSING, description="The whole email, in any case; + is written as %2B."
+        default=MISSING,
+        description="The whole email, in any case; + is written as %2B.",
+        json_schema_extra={"pattern": r"^[^\x00\s]*$"},
     )
 
 

@@ -6,7 +6,7 @@ object for a row. A page of 100 users takes 0.2 ms.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from psycopg import IntegrityError, errors
 
@@ -14,6 +14,8 @@ from service.database.connection import PooledConnection
 from service.database.errors import DatabaseUnavailable
 from service.database.sql import utc
 from service.users.errors import EmailTaken, IdTaken, TooManyAttempts, UserNotFound, UserReferenced
+from service.web.idempotency import Outcome, Write
+from service.web.preconditions import VERSION_MATCHES, PreconditionFailed, Preconditions
 
 Fields = dict[str, Any]  # of a user: fname, lname, email, password_hash
 
@@ -51,18 +53,18 @@ INSERT_USER = f"""
                 LIMIT 1)),
             %(fname)s::text, %(lname)s::text, %(email)s::text, %(password_hash)s::text)
     ON CONFLICT (id) DO NOTHING
-    RETURNING id, {USER_JSON}
+    RETURNING id, version, {USER_JSON}
 """
 
 ATTEMPTS = 5  # with generated ids: one fails only when another session inserts the same id at the same moment
 
 
-def insert_user(conn: PooledConnection, user_id: int | None, fields: Fields) -> tuple[int, str]:
+def insert_user(conn: PooledConnection, write: Write, user_id: int | None, fields: Fields) -> Outcome:
     """Create a user, with a generated id when none is given. Raises IdTaken, EmailTaken."""
     with _raise_email_taken():
         for _ in range(ATTEMPTS if user_id is None else 1):
-            if row := conn.fetchone(INSERT_USER, {"id": user_id, **fields}):
-                return row[0], row[1]
+            if created := write.execute(conn, INSERT_USER, {"id": user_id, **fields}):
+                return created
     if user_id is None:
         raise DatabaseUnavailable("another session takes every id that is generated")
     raise IdTaken
@@ -105,18 +107,16 @@ def select_users_by_email(conn: PooledConnection, email: str, after: int) -> str
 
 
 SELECT_USER = f"""
-    SELECT row_to_json(u)::text
-    FROM (SELECT {COLUMNS}
-          FROM public."user"
-          WHERE id = %(id)s) AS u
+    SELECT version, {USER_JSON}
+    FROM public."user"
+    WHERE id = %(id)s
 """
 
 
-def select_user(conn: PooledConnection, user_id: int) -> str:
-    """Return the user."""
-    user: str
-    (user,) = _found(conn.fetchone(SELECT_USER, {"id": user_id}))
-    return user
+def select_user(conn: PooledConnection, user_id: int) -> tuple[int, str]:
+    """Return the version of the user, and the user."""
+    version, user = _found(conn.fetchone(SELECT_USER, {"id": user_id}))
+    return version, user
 
 
 # One statement for any set of fields, so that concurrent changes of different fields are both kept.
@@ -127,30 +127,44 @@ UPDATE_USER = f"""
         email         = coalesce(%(email)s::text, email),
         password_hash = coalesce(%(password_hash)s::text, password_hash),
         updated_at    = now()
-    WHERE id = %(id)s
-    RETURNING {USER_JSON}
+    WHERE id = %(id)s AND {VERSION_MATCHES}
+    RETURNING id, version, {USER_JSON}
 """
 
 
-def update_user(conn: PooledConnection, user_id: int, fields: Fields) -> str:
-    """Change the given fields and return the user. Raises EmailTaken."""
+def update_user(conn: PooledConnection, write: Write, user_id: int, fields: Fields, only_if: Preconditions) -> Outcome:
+    """Change the given fields. Raises EmailTaken, PreconditionFailed."""
     unchanged = {"fname": None, "lname": None, "email": None, "password_hash": None}
-    user: str
     with _raise_email_taken():
-        (user,) = _found(conn.fetchone(UPDATE_USER, {**unchanged, **fields, "id": user_id}))
-    return user
+        changed = write.execute(conn, UPDATE_USER, {**unchanged, **fields, "id": user_id, **only_if.parameters})
+    return changed or _raise_refusal(conn, user_id, only_if)
 
 
-DELETE_USER = """
+DELETE_USER = f"""
     DELETE FROM public."user"
-    WHERE id = %(id)s
-    RETURNING id
+    WHERE id = %(id)s AND {VERSION_MATCHES}
+    RETURNING id, NULL::bigint, NULL::text
 """
 
 
-def delete_user(conn: PooledConnection, user_id: int) -> None:
-    """Delete the user. Call it inside `raise_user_referenced`."""
-    _found(conn.fetchone(DELETE_USER, {"id": user_id}))
+def delete_user(conn: PooledConnection, write: Write, user_id: int, only_if: Preconditions) -> Outcome:
+    """Delete the user. Call it inside `raise_user_referenced`. Raises PreconditionFailed."""
+    deleted = write.execute(conn, DELETE_USER, {"id": user_id, **only_if.parameters})
+    return deleted or _raise_refusal(conn, user_id, only_if)
+
+
+SELECT_VERSION = """
+    SELECT version
+    FROM public."user"
+    WHERE id = %(id)s
+"""
+
+
+def _raise_refusal(conn: PooledConnection, user_id: int, only_if: Preconditions) -> NoReturn:
+    """Raise why a user was not changed. This later statement sees changes that the first one waited for."""
+    if not only_if.given:
+        raise UserNotFound
+    raise PreconditionFailed(*_found(conn.fetchone(SELECT_VERSION, {"id": user_id})))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Each returns a Response: FastAPI would validate any other value on a second thre
 from contextlib import suppress
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Header, Query, Response
 from fastapi.routing import APIRoute
 from psycopg import Error, IntegrityError
 from pydantic import MISSING
@@ -28,10 +28,12 @@ from service.users.models import Credentials, Page, User, UserChange, UserCreati
 from service.users.passwords import DUMMY_HASH, has_password, hash_password, hashes, is_password, needs_rehash
 from service.web.access import allow
 from service.web.endpoint import name_subject, release_hashing_permit
+from service.web.idempotency import ChangeHeaders, Write, WriteHeaders
 from service.web.models import Body, Id
-from service.web.problems import error_responses
+from service.web.preconditions import PreconditionFailed, Preconditions
+from service.web.problems import IdempotencyKeyReused, error_responses
 from service.web.resource import Resource
-from service.web.responses import LINK, LOCATION, json_text_response
+from service.web.responses import ETAG, LINK, LOCATION, NOT_MODIFIED, REPLAYED, json_text_response
 
 
 class _UserIdConvertor(Convertor[str]):
@@ -50,24 +52,32 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
     """Return the routes of /users."""
     register_url_convertor("user_id", _UserIdConvertor())
     router = APIRouter(tags=["users"], route_class=route_class)
+    change_responses = {
+        200: {"headers": ETAG | REPLAYED},
+        **error_responses(
+            USER_PROBLEMS, IntegrityError, UserNotFound, EmailTaken, PreconditionFailed, IdempotencyKeyReused,
+            has_body=True,
+        ),
+    }  # fmt: skip
 
     @router.post(
         "/users", operation_id="createUser", summary="Create a user", status_code=201, response_model=User,
         responses={
-            201: {"headers": LOCATION},
-            **error_responses(USER_PROBLEMS, IntegrityError, EmailTaken, IdTaken, has_body=True),
+            201: {"headers": LOCATION | ETAG | REPLAYED},
+            **error_responses(
+                USER_PROBLEMS, IntegrityError, EmailTaken, IdTaken, IdempotencyKeyReused, has_body=True
+            ),
         },
     )  # fmt: skip
     @allow("signup")
     @hashes(has_password)
-    def create_user(user: UserCreation) -> Response:
+    def create_user(user: UserCreation, headers: Annotated[WriteHeaders, Header()]) -> Response:
         """Without an `id`, one is generated."""
         fields = _columns(user)
         user_id = None if user.id is MISSING else user.id
-        with database.connection() as conn:
-            user_id, created = queries.insert_user(conn, user_id, fields)
-        name_subject(user_id)
-        return json_text_response(created, 201, {"Location": f"/users/{user_id}"})
+        with Write(database, headers, status=201) as write, database.connection() as conn:
+            write.outcome = queries.insert_user(conn, write, user_id, fields)
+        return write.response("/users")
 
     @router.get(
         "/users", operation_id="listUsers", summary="List users", response_model=list[User],
@@ -87,49 +97,62 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
 
     @router.get(
         "/users/{user_id:user_id}", operation_id="readUser", summary="Read a user", response_model=User,
-        responses=error_responses(USER_PROBLEMS, UserNotFound),
+        responses={
+            200: {"headers": ETAG},
+            304: NOT_MODIFIED,
+            **error_responses(USER_PROBLEMS, UserNotFound, PreconditionFailed),
+        },
     )  # fmt: skip
     @allow("read")
-    def read_user(user_id: Id) -> Response:
+    def read_user(user_id: Id, only_if: Annotated[Preconditions, Header()]) -> Response:
         with database.connection() as conn:
-            user = queries.select_user(conn, user_id)
-        return json_text_response(user)
+            version, user = queries.select_user(conn, user_id)
+        return only_if.answer(version, user)
 
     @router.put(
         "/users/{user_id:user_id}", operation_id="replaceUser", summary="Replace a user", response_model=User,
-        responses=error_responses(USER_PROBLEMS, IntegrityError, UserNotFound, EmailTaken, has_body=True),
+        responses=change_responses,
     )  # fmt: skip
     @allow("write")
     @hashes(has_password)
-    def replace_user(user_id: Id, user: UserReplacement) -> Response:
+    def replace_user(user_id: Id, user: UserReplacement, headers: Annotated[ChangeHeaders, Header()]) -> Response:
         """Never creates one."""
         fields = _columns(user)
-        with database.connection() as conn:
-            replaced = queries.update_user(conn, user_id, fields)
-        return json_text_response(replaced)
+        with Write(database, headers) as write, database.connection() as conn:
+            write.outcome = queries.update_user(conn, write, user_id, fields, headers)
+        return write.response()
 
     @router.patch(
         "/users/{user_id:user_id}", operation_id="changeUser", summary="Change a user", response_model=User,
-        responses=error_responses(USER_PROBLEMS, IntegrityError, UserNotFound, EmailTaken, has_body=True),
+        responses=change_responses,
     )  # fmt: skip
     @allow("write")
     @hashes(has_password)
-    def change_user(user_id: Id, change: UserChange) -> Response:
+    def change_user(user_id: Id, change: UserChange, headers: Annotated[ChangeHeaders, Header()]) -> Response:
         """Only the given fields change."""
         fields = _columns(change)
-        with database.connection() as conn:
-            changed = queries.update_user(conn, user_id, fields)
-        return json_text_response(changed)
+        with Write(database, headers) as write, database.connection() as conn:
+            write.outcome = queries.update_user(conn, write, user_id, fields, headers)
+        return write.response()
 
     @router.delete(
         "/users/{user_id:user_id}", operation_id="deleteUser", summary="Delete a user", status_code=204,
-        responses=error_responses(USER_PROBLEMS, IntegrityError, UserNotFound, UserReferenced),
+        responses={
+            204: {"headers": REPLAYED},
+            **error_responses(
+                USER_PROBLEMS, IntegrityError, UserNotFound, UserReferenced, PreconditionFailed, IdempotencyKeyReused
+            ),
+        },
     )  # fmt: skip
     @allow("write")
-    def delete_user(user_id: Id) -> Response:
-        with queries.raise_user_referenced(), database.connection() as conn:
-            queries.delete_user(conn, user_id)
-        return Response(status_code=204)
+    def delete_user(user_id: Id, headers: Annotated[ChangeHeaders, Header()]) -> Response:
+        with (
+            Write(database, headers, status=204) as write,
+            queries.raise_user_referenced(),
+            database.connection() as conn,
+        ):
+            write.outcome = queries.delete_user(conn, write, user_id, headers)
+        return write.response()
 
     @router.post(
         "/users/authenticate", operation_id="authenticateUser", summary="Check an email and a password",

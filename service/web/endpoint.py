@@ -30,12 +30,20 @@ from service.web.bodies import read_json
 from service.web.responses import json_response
 from service.web.workers import Workers
 
+_REQUEST: ContextVar[tuple[Scope, Any]] = ContextVar("_REQUEST")  # and its parsed body
 _RELEASE_HASHING: ContextVar[Callable[[], object]] = ContextVar("_RELEASE_HASHING", default=lambda: None)
 
 
 def name_subject(subject_id: int) -> None:
     """Have the log say what the current request is about, when its path does not. Call it from the endpoint."""
     RECORD.get().subject = str(subject_id)
+
+
+def request_content() -> list[Any]:
+    """Return what the current request asks for: its method, path, query and parsed body. Call it from the endpoint."""
+    scope, body = _REQUEST.get()
+    query = scope["query_string"].decode("latin-1")
+    return [scope["method"], scope["path"], query, None if body is PydanticUndefined else body]
 
 
 def release_hashing_permit() -> None:
@@ -77,6 +85,7 @@ class Endpoint:
         DEADLINE.set(record.queued_at + self._runtime.deadline)
         arguments = await self.arguments.read(Request(scope, receive), body)  # 422
         if scope["method"] != "GET":
+            _REQUEST.set((scope, body))
             record.subject = ",".join(quote(str(arguments.get(name, ""))) for name in scope["path_params"])
 
         with (

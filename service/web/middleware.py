@@ -22,6 +22,7 @@ from service.telemetry import log, metrics
 from service.telemetry.record import RECORD, Record
 from service.web.arrival import Arrival
 from service.web.bodies import BodyTooLarge
+from service.web.preconditions import PreconditionFailed
 from service.web.problems import (
     MALFORMED_REQUEST,
     STOPPING,
@@ -106,6 +107,8 @@ class ProblemMiddleware:
             return Response(status_code=exc.status_code, headers=exc.headers)
         if isinstance(exc, RetryAfter):
             return render(problem, headers={"Retry-After": str(exc.seconds)})
+        if isinstance(exc, PreconditionFailed):
+            return render(problem, headers={"ETag": exc.etag})
         if isinstance(exc, RequestValidationError):
             return render(problem, errors=invalid_fields(exc))
         if problem.status == HTTPStatus.METHOD_NOT_ALLOWED:

@@ -26,6 +26,7 @@ from service.telemetry.record import RECORD
 from service.web.access import Forbidden, Unauthenticated, UnknownHost
 from service.web.admission import Overloaded
 from service.web.bodies import BodyTooLarge, BodyTooSlow, MalformedJson, UnsupportedMediaType
+from service.web.preconditions import PreconditionFailed
 from service.web.responses import json_response
 
 MEDIA_TYPE = "application/problem+json"
@@ -37,6 +38,7 @@ OUTCOME_UNKNOWN = "A change may or may not have been made: read before you send 
 RETRY_AFTER = 1  # seconds, the least that the header can say
 RETRY_LATER = {"Retry-After": str(RETRY_AFTER)}
 CLOSE = {"Connection": "close"}
+ETAG = {"ETag": '"12"'}  # an example: PreconditionFailed has the current one
 
 
 class RetryAfter(Exception):
@@ -45,6 +47,14 @@ class RetryAfter(Exception):
     def __init__(self, seconds: int) -> None:
         super().__init__(f"retry after {seconds} s")
         self.seconds = seconds
+
+
+class IdempotencyKeyReused(RequestValidationError):
+    """The Idempotency-Key was sent before with another request."""
+
+    def __init__(self) -> None:
+        message = "Key should be a new one: this one was sent with another method, path or body"
+        super().__init__([{"loc": ("header", "idempotency-key"), "msg": message, "type": "idempotency_key_reused"}])
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,15 @@ PROBLEMS: ProblemTable = {
     RequestValidationError: Problem(
         "invalid-request", 422, "The request does not fit",
         "Correct what `errors` names and send it again.",
+    ),
+    IdempotencyKeyReused: Problem(
+        "idempotency-key-reused", 422, "The Idempotency-Key belongs to another request",
+        "Nothing was done. Send a new key with each new request, and the same key only with the same request.",
+    ),
+    PreconditionFailed: Problem(
+        "precondition-failed", 412, "It was changed in the meantime",
+        "Nothing was done: the ETag is no longer what If-Match or If-None-Match asks for. Read it again, apply your"
+        " change to what you get, and send it with the new ETag.", ETAG,
     ),
     MalformedJson: Problem(
         "malformed-json", 400, "The body is not JSON",

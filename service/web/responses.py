@@ -11,6 +11,9 @@ NO_STORE = {"Cache-Control": "no-store"}
 
 # Headers of a response, for OpenAPI.
 LINK = {"Link": {"description": "The next page, while there is one.", "schema": {"type": "string"}}}
+ETAG = {"ETag": {"description": "For If-Match and If-None-Match.", "schema": {"type": "string"}}}
+REPLAYED = {"Idempotency-Replayed": {"description": "true, if so.", "schema": {"type": "string"}}}
+NOT_MODIFIED: dict[str, Any] = {"description": "If-None-Match has the ETag.", "headers": ETAG}
 LOCATION = {"Location": {"description": "The path of what was created.", "schema": {"type": "string"}}}
 
 

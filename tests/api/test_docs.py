@@ -29,10 +29,10 @@ ERRORS = {
     "readyz": {"503"},
     "listUsers": ALWAYS,
     "createUser": WITH_BODY | {"409"},
-    "readUser": ALWAYS | {"404"},
-    "replaceUser": WITH_BODY | {"404", "409"},
-    "changeUser": WITH_BODY | {"404", "409"},
-    "deleteUser": ALWAYS | {"404", "409"},
+    "readUser": ALWAYS | {"404", "412"},
+    "replaceUser": WITH_BODY | {"404", "409", "412"},
+    "changeUser": WITH_BODY | {"404", "409", "412"},
+    "deleteUser": ALWAYS | {"404", "409", "412"},
     "authenticateUser": WITH_BODY | {"429"},
 }
 
@@ -193,8 +193,24 @@ def test_the_bounds_of_the_cursor_and_the_page_are_documented(openapi: dict[str,
 
 @pytest.mark.parametrize("name", ["readUser", "replaceUser", "changeUser", "deleteUser"])
 def test_the_bounds_of_an_id_are_documented(openapi: dict[str, Any], name: str) -> None:
-    (parameter,) = operation(openapi, name)["parameters"]
+    (parameter,) = [each for each in operation(openapi, name)["parameters"] if each["in"] == "path"]
     assert (parameter["schema"]["minimum"], parameter["schema"]["maximum"]) == (1, 2**63 - 1)
+
+
+def test_the_headers_of_conditional_and_repeated_requests_are_documented(openapi: dict[str, Any]) -> None:
+    sent = {
+        name: {each["name"] for each in operation(openapi, name)["parameters"] if each["in"] == "header"}
+        for name in ("createUser", "readUser", "replaceUser", "changeUser", "deleteUser")
+    }
+    changes = {"if-match", "if-none-match", "idempotency-key"}
+    assert sent == {
+        "createUser": {"idempotency-key"}, "readUser": {"if-match", "if-none-match"},
+        "replaceUser": changes, "changeUser": changes, "deleteUser": changes,
+    }  # fmt: skip
+    responses = operation(openapi, "changeUser")["responses"]
+    assert responses["200"]["headers"].keys() == {"ETag", "Idempotency-Replayed"}
+    assert responses["412"]["headers"].keys() == {"ETag"}
+    assert operation(openapi, "readUser")["responses"]["304"]["headers"].keys() == {"ETag"}
 
 
 def test_a_password_is_in_no_documented_answer(openapi: dict[str, Any]) -> None:

@@ -9,8 +9,10 @@ import pytest
 
 from service.database.connection import PooledConnection
 from service.database.outage import Outage
+from service.users import queries
 from service.users.errors import EmailTaken, IdTaken
-from service.users.queries import insert_user, select_user
+from service.users.queries import select_user
+from service.web.idempotency import Outcome
 from tests.api.test_queries import HASH
 from tests.process.test_schema import guest_of, waiters
 from tests.support.parallel import at_once
@@ -20,6 +22,7 @@ from tests.support.problems import is_problem
 from tests.support.process import Service
 from tests.support.schemas import prepare
 from tests.support.users import create, new_user
+from tests.support.writes import plain_write
 
 FIRST = 2**31
 LARGEST = 2**63 - 1
@@ -47,6 +50,10 @@ def conn(database: TestDatabase) -> Iterator[PooledConnection]:
 
 def connect(database: TestDatabase) -> PooledConnection:
     return PooledConnection.connect(database.conninfo, outage=Outage(), autocommit=True)
+
+
+def insert_user(conn: PooledConnection, user_id: int | None, fields: dict[str, str]) -> Outcome:
+    return queries.insert_user(conn, plain_write(), user_id, fields)
 
 
 def fields(**others: str) -> dict[str, str]:
@@ -154,7 +161,7 @@ def test_an_id_that_is_taken_at_the_same_moment_is_skipped_too(database: TestDat
                     until(lambda: waiters(database) == 1, "the creation waits for the other's commit")
                     other.execute("COMMIT; BEGIN")
                     assert creating.result(timeout=30)[0] == start + 10
-                    assert f'"id":{start + 10}' in select_user(conn, start + 10)
+                    assert f'"id":{start + 10}' in select_user(conn, start + 10)[1]
 
 
 def test_inside_a_transaction_what_is_taken_is_told_apart(conn: PooledConnection) -> None:

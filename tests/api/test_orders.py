@@ -59,6 +59,18 @@ def test_a_created_order_is_read_and_listed(client: httpx.Client, order: dict[st
     assert client.get("/orders", params={"after": order["id"]}).json() == []
 
 
+def test_an_order_that_is_sent_again_with_its_key_is_made_once(client: httpx.Client) -> None:
+    body, key = {"user_id": create(client)["id"], "item": "A book"}, {"Idempotency-Key": "an-order"}
+    first, again = (client.post("/orders", json=body, headers=key) for _ in range(2))
+    assert (again.status_code, again.content, again.headers["Location"]) == (
+        201,
+        first.content,
+        first.headers["Location"],
+    )
+    assert again.headers["Idempotency-Replayed"] == "true"
+    is_problem(client.post("/orders", json={**body, "item": "Another"}, headers=key), 422, "idempotency-key-reused")
+
+
 @pytest.mark.parametrize(
     ("status", "code", "request_line", "body"),
     [

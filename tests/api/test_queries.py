@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from service.users import queries
+from service.web.idempotency import keep_outcome
 from tests.support.postgres import TestDatabase
 from tests.support.process import Service
 from tests.support.schemas import prepare
@@ -28,6 +29,10 @@ STATEMENTS = {
     if name.isupper() and isinstance(value, str) and value.split()[0] in {"SELECT", "INSERT", "UPDATE", "DELETE"}
 }
 
+STATEMENTS |= {
+    f"{name} with a key": keep_outcome(STATEMENTS[name]) for name in ("INSERT_USER", "UPDATE_USER", "DELETE_USER")
+}
+
 VALUES: dict[str, Any] = {
     "id": 50_000,
     "after": 50_000,
@@ -38,6 +43,11 @@ VALUES: dict[str, Any] = {
     "password_hash": HASH,
     "old": HASH,
     "new": HASH,
+    "if_match": "{1,2}",
+    "if_none_match": "{3}",
+    "key_hash": b"hash",
+    "fingerprint": b"hash",
+    "status": 200,
 }
 
 

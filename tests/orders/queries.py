@@ -4,6 +4,7 @@ from psycopg import errors
 
 from service.database.connection import PooledConnection
 from service.database.sql import utc
+from service.web.idempotency import Outcome, Write
 from tests.orders.errors import OrderNotFound, UnknownUser
 
 COLUMNS = f"id, user_id, item, {utc('created_at')}"
@@ -12,19 +13,20 @@ INSERT_ORDER = f"""
     INSERT INTO public.orders
            (user_id, item)
     VALUES (%(user_id)s, %(item)s)
-    RETURNING id, row_to_json((SELECT o FROM (SELECT {COLUMNS}) AS o))::text
+    RETURNING id, NULL::bigint, row_to_json((SELECT o FROM (SELECT {COLUMNS}) AS o))::text
 """
 
 
-def insert_order(conn: PooledConnection, user_id: int, item: str) -> tuple[int, str]:
-    """Create an order; return its id and its JSON. Raises UnknownUser."""
+def insert_order(conn: PooledConnection, write: Write, user_id: int, item: str) -> Outcome:
+    """Create an order. Raises UnknownUser."""
     try:
-        [(order_id, order)] = conn.execute(INSERT_ORDER, {"user_id": user_id, "item": item})
+        created = write.execute(conn, INSERT_ORDER, {"user_id": user_id, "item": item})
     except errors.ForeignKeyViolation as exc:
         if exc.diag.constraint_name == "orders_user_id_fkey":
             raise UnknownUser from exc
         raise
-    return order_id, order
+    assert created
+    return created
 
 
 SELECT_ORDERS = f"""

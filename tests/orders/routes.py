@@ -2,13 +2,14 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Header, Query, Response
 from fastapi.routing import APIRoute
 
 from service.database.pool import Database
 from service.web.access import allow
+from service.web.idempotency import Write, WriteHeaders
 from service.web.models import Id
-from service.web.problems import error_responses
+from service.web.problems import IdempotencyKeyReused, error_responses
 from service.web.resource import Resource
 from service.web.responses import json_text_response
 from tests.orders import queries
@@ -22,13 +23,13 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:
 
     @router.post(
         "/orders", operation_id="createOrder", summary="Create an order", status_code=201, response_model=Order,
-        responses=error_responses(ORDER_PROBLEMS, UnknownUser, has_body=True),
+        responses=error_responses(ORDER_PROBLEMS, UnknownUser, IdempotencyKeyReused, has_body=True),
     )  # fmt: skip
     @allow("write")
-    def create_order(new: OrderCreation) -> Response:
-        with database.connection() as conn:
-            order_id, order = queries.insert_order(conn, new.user_id, new.item)
-        return json_text_response(order, 201, {"Location": f"/orders/{order_id}"})
+    def create_order(new: OrderCreation, headers: Annotated[WriteHeaders, Header()]) -> Response:
+        with Write(database, headers, status=201) as write, database.connection() as conn:
+            write.outcome = queries.insert_order(conn, write, new.user_id, new.item)
+        return write.response("/orders")
 
     @router.get(
         "/orders", operation_id="listOrders", summary="List orders", response_model=list[Order],

@@ -98,6 +98,8 @@ LACKING = {
     'ALTER TABLE "user" DROP lname, DROP updated_at': "column lname text, column updated_at timestamp with time zone",
     'ALTER TABLE "user" ALTER updated_at TYPE timestamp': "column updated_at timestamp with time zone",
     'ALTER TABLE "user" ALTER fname TYPE char(100)': "column fname text",
+    'ALTER TABLE "user" ALTER version TYPE text': "column version bigint",
+    'ALTER TABLE "user" DISABLE TRIGGER user_version': "trigger user_version",
     'ALTER TABLE "user" ALTER id DROP IDENTITY; ALTER TABLE "user" ALTER id TYPE numeric': (
         "column id bigint, sequence of id"
     ),
@@ -117,11 +119,13 @@ LACKING = {
         "unique index user_email_folded_key on user_email_fold(email)"
     ),
     'ALTER TABLE "user" RENAME TO people; CREATE VIEW "user" AS SELECT xmin, ctid, * FROM people': (
-        "sequence of id, unique index user_pkey on id, unique index user_email_folded_key on user_email_fold(email)"
+        "sequence of id, unique index user_pkey on id, unique index user_email_folded_key on user_email_fold(email),"
+        " trigger user_version"
     ),
     'CREATE TABLE parted (LIKE "user", PRIMARY KEY (id)) PARTITION BY HASH (id); DROP TABLE "user" CASCADE;'
     ' ALTER TABLE parted RENAME TO "user"': (
-        "sequence of id, unique index user_pkey on id, unique index user_email_folded_key on user_email_fold(email)"
+        "sequence of id, unique index user_pkey on id, unique index user_email_folded_key on user_email_fold(email),"
+        " trigger user_version"
     ),
 }
 
@@ -318,7 +322,7 @@ def test_a_table_that_is_dropped_and_made_again_is_an_outage_until_then(prepared
 
 
 def grant(to: str) -> str:
-    rights = f'GRANT SELECT, INSERT, UPDATE, DELETE ON "user", failed_login TO {to}'
+    rights = f'GRANT SELECT, INSERT, UPDATE, DELETE ON "user", failed_login, idempotency_key TO {to}'
     return f"{rights}; GRANT USAGE ON SEQUENCE user_id_seq TO {to}"
 
 
@@ -370,13 +374,13 @@ def post(client: httpx.Client) -> httpx.Response:
 def test_a_role_that_may_use_the_columns_it_needs_and_no_other_is_enough(prepared: TestDatabase) -> None:
     guest = guest_of(prepared)
     role = guest.environment["DATABASE_USERNAME"]
-    columns = "id, fname, lname, email, password_hash, created_at, updated_at"
+    columns = "id, fname, lname, email, password_hash, created_at, updated_at, version"
     with prepared.connect() as conn:
         conn.execute('ALTER TABLE "user" ADD secret text')
         conn.execute(
             f'GRANT SELECT ({columns}), INSERT ({columns}), UPDATE ({columns}), DELETE ON "user" TO {role};'
             f" GRANT USAGE ON SEQUENCE user_id_seq TO {role};"
-            f" GRANT SELECT, INSERT, UPDATE, DELETE ON failed_login TO {role}"
+            f" GRANT SELECT, INSERT, UPDATE, DELETE ON failed_login, idempotency_key TO {role}"
         )
     with Service(guest.environment) as service:
         serves(service.client)

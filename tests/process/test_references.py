@@ -6,10 +6,12 @@ from service.database.connection import PooledConnection
 from service.database.outage import Outage
 from service.users.errors import UserReferenced
 from service.users.queries import delete_user, raise_user_referenced
+from service.web.idempotency import ChangeHeaders
 from tests.support.postgres import TestDatabase
 from tests.support.problems import is_problem
 from tests.support.process import Service
 from tests.support.users import create
+from tests.support.writes import plain_write
 
 NEEDS = [
     'bigint REFERENCES "user"',
@@ -58,7 +60,7 @@ def test_a_user_who_is_needed_stays_where_the_commit_comes_later(
         raise_user_referenced(),
         conn.transaction(),
     ):
-        delete_user(conn, user["id"])
+        delete_user(conn, plain_write(), user["id"], ChangeHeaders())
     assert service.client.get(f"/users/{user['id']}").json() == user
 
 

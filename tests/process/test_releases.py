@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from service.database.schema import SCHEMA
+from service.users.passwords import DUMMY_HASH
 from tests.process.test_grown_table import replace_workers, serves
 from tests.support.checkout import Checkout, copied
 from tests.support.postgres import Cluster, TestDatabase
@@ -67,6 +69,33 @@ def test_an_older_release_goes_on_while_a_newer_one_is_deployed(database: TestDa
         assert "ERROR" not in old.log
 
 
+# The schema of the release before versions and idempotency keys.
+OLDER = SCHEMA.read_text().partition("-- Counts the changes of a row")[0]
+
+
+def test_an_older_table_gets_versions_while_an_older_release_goes_on(database: TestDatabase) -> None:
+    """The older release inserts and updates as it did, and knows nothing of versions."""
+    insert = "INSERT INTO \"user\" (fname, lname, email, password_hash) VALUES ('A', 'B', %s, %s) RETURNING id"
+    with database.connect() as older:
+        older.execute(OLDER)
+        [(before,)] = older.execute(insert, ["before@example.com", DUMMY_HASH])
+        rewritten = "SELECT pg_relation_filenode('\"user\"')"
+        file = older.execute(rewritten).fetchone()
+        with Service(database.environment) as service:
+            assert older.execute(rewritten).fetchone() == file, "no row is rewritten: so it is instant"
+            [(after,)] = older.execute(insert, ["after@example.com", DUMMY_HASH])
+            for user_id in (before, after):
+                path = f"/users/{user_id}"
+                tag = service.client.get(path).headers["ETag"]
+                assert (tag == '"1"') == (user_id == before)
+                older.execute("UPDATE \"user\" SET fname = 'Ada' WHERE id = %s", [user_id])
+                changed = service.client.patch(path, json={"fname": "Eve"}, headers={"If-Match": tag})
+                assert changed.status_code == 412
+                key = {"Idempotency-Key": str(user_id)}
+                first, again = (service.client.delete(path, headers=key) for _ in range(2))
+                assert (first.status_code, again.status_code) == (204, 204)
+
+
 def test_a_table_of_a_second_resource_that_was_dropped_is_made_again(database: TestDatabase) -> None:
     with copied() as checkout:
         with (checkout.folder / "schema.sql").open("a") as schema:
@@ -75,7 +104,7 @@ def test_a_table_of_a_second_resource_that_was_dropped_is_made_again(database: T
         second.mkdir()
         (second / "upgrade.py").write_text(ORDERS_UPGRADE)
         app = checkout.folder / "service" / "app.py"
-        text = app.read_text().replace("(upgrade.UPGRADE,)", "(upgrade.UPGRADE, second.UPGRADE)")
+        text = app.read_text().replace("(upgrade.UPGRADE,", "(second.UPGRADE, upgrade.UPGRADE,")
         app.write_text(text.replace("\nlogger", "\nfrom service.second import upgrade as second\n\nlogger", 1))
 
         def said() -> list[str]:

@@ -50,9 +50,10 @@ def test_each_missing_right_is_named_as_a_grant_that_mends_it(
         assert service.client.post("/users/authenticate", json=body).status_code == 401
 
 
-def test_other_roles_may_not_touch_the_failed_logins(database: TestDatabase) -> None:
+@pytest.mark.parametrize("table", ["failed_login", "idempotency_key"])
+def test_other_roles_may_not_touch_what_the_service_keeps(database: TestDatabase, table: str) -> None:
     with database.as_superuser() as conn:
-        may = f"SELECT has_any_column_privilege('guest_{database.name}', 'public.failed_login', 'SELECT, UPDATE')"
+        may = f"SELECT has_any_column_privilege('guest_{database.name}', 'public.{table}', 'SELECT, UPDATE')"
         assert conn.execute(may).fetchone() == (False,)
 
 

@@ -222,7 +222,7 @@ def test_a_role_that_may_not_create_starts_on_a_schema_that_is_in_place(
     applied_by(database)
     with database.connect() as conn:
         role = guest.environment["DATABASE_USERNAME"]
-        conn.execute(f'GRANT SELECT, INSERT, UPDATE, DELETE ON "user", failed_login TO {role}')
+        conn.execute(f'GRANT SELECT, INSERT, UPDATE, DELETE ON "user", failed_login, idempotency_key TO {role}')
         conn.execute(f"GRANT USAGE ON SEQUENCE user_id_seq TO {role}")
     user = {"fname": "Ada", "lname": "Lovelace", "email": "ada@example.com", "password": "correct horse"}
     with Service(guest.environment) as service:
