@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from urllib.parse import quote
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 
 from service.settings import Settings
 from tests.support.checkout import Checkout, copied
+from tests.support.fork_server import ForkServer
 from tests.support.postgres import PASSWORD, Cluster, TestDatabase, free_port, installed
 from tests.support.process import CHECKOUT, Service, environment
 
@@ -19,9 +21,10 @@ ADA = {"id": 1, "fname": "Ada", "lname": "Lovelace", "email": "ada@example.com",
 
 
 @pytest.fixture
-def checkout() -> Iterator[Checkout]:
+def checkout(fork_server: ForkServer) -> Iterator[Checkout]:
+    """A folder of its own; its commands are forked, its services start as users start them."""
     with copied() as checkout:
-        yield checkout
+        yield replace(checkout, fork_server=fork_server)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import os
 import re
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,23 +11,18 @@ import pytest
 from service.web.api_keys import add_key
 from tests.support.polling import until
 from tests.support.postgres import TestDatabase
-from tests.support.process import CHECKOUT, Service, environment
+from tests.support.process import Service, run_command
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 NO_SERVER = {"DATABASE_URL": "postgresql://nobody@/nobody?host=/nowhere", "PORT": "0"}
-
-
-def command(settings: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "service", *arguments],
-        cwd=CHECKOUT, env=environment(settings), capture_output=True, text=True, check=False, timeout=30,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with one key, made by the command."""
     path = tmp_path_factory.mktemp("keys") / "api-keys"
-    made = command({"API_KEYS_FILE": str(path)}, "key", "ada", "--scope", "read")
+    made = run_command({"API_KEYS_FILE": str(path)}, "key", "ada", "--scope", "read")
     assert made.returncode == 0, made
     assert re.fullmatch(r"users_[0-9A-Za-z]{33}\n", made.stdout)
     assert str(path) in made.stderr
@@ -37,20 +31,20 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_key_is_made_only_where_the_service_looks_for_it(file: Path) -> None:
-    assert "API_KEYS_FILE" in command({}, "key", "ada", "--scope", "read").stderr
+    assert "API_KEYS_FILE" in run_command({}, "key", "ada", "--scope", "read").stderr
     for settings, name in (({"API_KEYS_FILE": "/proc/nowhere/keys"}, "ada"), ({"API_KEYS_FILE": str(file)}, "ada")):
-        refused = command(settings, "key", name, "--scope", "read")
+        refused = run_command(settings, "key", name, "--scope", "read")
         assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
 
 
 def test_an_address_that_others_reach_is_not_listened_to_without_keys() -> None:
-    refused = command(NO_SERVER | {"HOST": "0.0.0.0"}, "serve")
+    refused = run_command(NO_SERVER | {"HOST": "0.0.0.0"}, "serve")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert all(name in refused.stderr for name in ("HOST=0.0.0.0", "API_KEYS_FILE", "ANONYMOUS_ACCESS"))
 
 
 def test_a_file_of_keys_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
-    refused = command(NO_SERVER | {"API_KEYS_FILE": str(tmp_path / "none")}, "serve")
+    refused = run_command(NO_SERVER | {"API_KEYS_FILE": str(tmp_path / "none")}, "serve")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "API_KEYS_FILE" in refused.stderr
 
@@ -83,13 +77,13 @@ def test_systemd_gets_word_when_requests_are_served(database: TestDatabase, tmp_
 
 
 def test_the_unit_has_the_limits_that_follow_from_the_settings() -> None:
-    made = command({"WORKERS": "3", "GRACEFUL_SHUTDOWN_TIMEOUT": "20.5"}, "unit")
+    made = run_command({"WORKERS": "3", "GRACEFUL_SHUTDOWN_TIMEOUT": "20.5"}, "unit")
     assert {
         "Type=notify", "DynamicUser=yes", "ProtectSystem=strict", "NoNewPrivileges=yes", "LimitCORE=0",
         "LimitNOFILE=65536", "MemoryMax=1792M", "TimeoutStopSec=26", f"ExecStart={sys.executable} -m service serve",
     } <= set(made.stdout.splitlines())  # fmt: skip
     assert "ExecReload" in made.stdout
-    assert "ExecReload" not in command({}, "unit").stdout
+    assert "ExecReload" not in run_command({}, "unit").stdout
 
 
 def test_a_key_that_root_makes_belongs_to_the_owner_of_the_folder(tmp_path: Path) -> None:
@@ -100,7 +94,7 @@ def test_a_key_that_root_makes_belongs_to_the_owner_of_the_folder(tmp_path: Path
 
 
 def test_a_key_is_in_no_command_line_and_no_log(database: TestDatabase, file: Path) -> None:
-    key = command({"API_KEYS_FILE": str(file)}, "key", "grace", "--scope", "write").stdout.strip()
+    key = run_command({"API_KEYS_FILE": str(file)}, "key", "grace", "--scope", "write").stdout.strip()
     with Service(database.environment | {"API_KEYS_FILE": str(file), "LOG_FORMAT": "json"}) as service:
         for headers in ({"Authorization": f"Bearer {key}"}, {"Authorization": f"Basic {key}"}):
             service.client.get("/users", headers=headers)

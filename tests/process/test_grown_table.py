@@ -20,6 +20,8 @@ from tests.support.process import Service
 from tests.support.schemas import create_older_table, everything, prepare
 from tests.support.users import create, new_user, signs_in
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 RAISES = """
     CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no %', NEW.email; END $$;
     CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON "user" FOR EACH ROW EXECUTE FUNCTION refuse()

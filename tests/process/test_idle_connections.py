@@ -1,7 +1,11 @@
 import select
 
+import pytest
+
 from tests.support.process import Service
 from tests.support.raw_http import Answer, connect
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 
 def test_a_connection_stays_open_while_its_client_pauses(service: Service) -> None:

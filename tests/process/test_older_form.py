@@ -12,6 +12,8 @@ from tests.support.postgres import Cluster, TestDatabase
 from tests.support.process import Service
 from tests.support.schemas import create_older_table, everything, make_schema, prepare
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 WHOLE_HASH = "$argon2id$v=19$m=19456,t=2,p=1$JVaaRw1TGs6dKNDtr74+TA$bQga5WV1dq5+WHhmDI++pDGOHw/3vqQNkclnp2pe3XE"
 BEGINS_LIKE_A_HASH = "$argon2id$v=19$m=19456,t=2,p=1$ is how mine begins"
 

@@ -3,8 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.api.test_docs import OPERATIONS
 from tests.support.process import CHECKOUT, Service
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 EXAMPLES = os.environ.get("EXAMPLES", "10")  # of random requests for each operation
 # A precondition that fits the schema may fail all the same.

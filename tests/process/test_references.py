@@ -13,6 +13,8 @@ from tests.support.process import Service
 from tests.support.users import create
 from tests.support.writes import plain_write
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 NEEDS = [
     'bigint REFERENCES "user"',
     'bigint REFERENCES "user" ON DELETE RESTRICT',

@@ -12,6 +12,8 @@ from tests.support.postgres import Cluster, TestDatabase
 from tests.support.process import Service
 from tests.support.schemas import everything
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 NEWER = """
 ALTER TABLE public."user" ADD COLUMN IF NOT EXISTS note text NOT NULL DEFAULT 'none';
 CREATE INDEX IF NOT EXISTS user_lname_key ON public."user" (lname);

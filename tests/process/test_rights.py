@@ -2,18 +2,21 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from tests.support.checkout import Checkout, copied
+from tests.support.fork_server import ForkServer
 from tests.support.postgres import PASSWORD, Cluster, TestDatabase
 from tests.support.users import create
 
 
 @pytest.fixture(scope="module")
-def checkout() -> Iterator[Checkout]:
+def checkout(fork_server: ForkServer) -> Iterator[Checkout]:
+    """A folder of its own; its commands are forked, its services start as users start them."""
     with copied() as checkout:
-        yield checkout
+        yield replace(checkout, fork_server=fork_server)
 
 
 @pytest.fixture

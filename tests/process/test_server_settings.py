@@ -13,6 +13,8 @@ from tests.support.postgres import PASSWORD, Cluster, TestDatabase
 from tests.support.process import CHECKOUT, Service, environment
 from tests.support.users import create
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 # A collation whose version is known without ICU, and without a locale of libc.
 BUILTIN = "TEMPLATE template0 LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8' LOCALE 'C'"
 

@@ -21,6 +21,8 @@ from tests.support.postgres import Cluster, TestDatabase
 from tests.support.process import Service
 from tests.support.scrape import scrape
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 TWO = {"WORKERS": "2", "WORKER_THREADS": "2"}
 FOUR = {"WORKERS": "4", "WORKER_THREADS": "2"}
 

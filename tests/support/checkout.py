@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import psutil  # type: ignore[import-untyped]
 
+from tests.support.fork_server import ForkServer
 from tests.support.postgres import FOLDER
 from tests.support.process import CHECKOUT, Service, environment
 
@@ -25,20 +26,19 @@ class Checkout:
     folder: Path
     run_as: tuple[str, ...] = ()  # what stands before each command
     settings: Mapping[str, str] = field(default_factory=dict)  # of every command
+    fork_server: ForkServer | None = None  # runs its commands: the code is the tests' own, and no start is tested
 
     def run(
         self, command: str, settings: Mapping[str, str] | None = None, timeout: float = 30
     ) -> subprocess.CompletedProcess[str]:
         """Run `python -m service <command>` to its end, and fail when that is not within `timeout` seconds."""
+        variables = environment({"PORT": "0", **self.settings, **(settings or {})}, self.folder)
+        if self.fork_server:
+            return self.fork_server.run(["service", command], variables, self.folder, timeout)
         return subprocess.run(
             [*self.run_as, *PYTHON, command],
-            cwd=self.folder,
-            env=environment({"PORT": "0", **self.settings, **(settings or {})}, self.folder),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout,
-        )
+            cwd=self.folder, env=variables, capture_output=True, text=True, check=False, timeout=timeout,
+        )  # fmt: skip
 
     def start(self, settings: Mapping[str, str] | None = None, command: str = "serve") -> Service:
         """Start `python -m service <command>`."""

@@ -1,7 +1,7 @@
 """Start services without importing them again: a process that has imported everything forks one for each start.
 
-An import of the service takes half a second of a core; a fork takes a few milliseconds. The tests in process/ start
-real `python -m service` processes, as there the start itself is tested.
+An import of the service takes half a second of a core; a fork takes a few milliseconds. Where the start itself is
+tested, in process/, it is a real `python -m service`.
 """
 
 import gc
@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -81,13 +82,31 @@ class ForkServer:
         self._requests.close()
         self._process.wait(30)
 
-    def start(self, argv: Sequence[str], environment: Mapping[str, str], output: int) -> ForkedProcess:
-        """Run `python -m` with `argv` in a session of its own; `output` is the descriptor of both its streams."""
+    def start(
+        self, argv: Sequence[str], environment: Mapping[str, str], folder: Path, stdout: int, stderr: int
+    ) -> ForkedProcess:
+        """Run `python -m` with `argv` in `folder`, in a session of its own, with these descriptors as its streams."""
         replies, theirs = socket.socketpair()
-        request = json.dumps({"argv": argv, "environment": dict(environment)}).encode()
+        request = json.dumps({"argv": argv, "environment": dict(environment), "folder": str(folder)}).encode()
         with theirs:
-            socket.send_fds(self._requests, [request], [output, theirs.fileno()])
+            socket.send_fds(self._requests, [request], [stdout, stderr, theirs.fileno()])
         return ForkedProcess(replies)
+
+    def run(
+        self, argv: Sequence[str], environment: Mapping[str, str], folder: Path, timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `python -m` with `argv` to its end, as subprocess.run does; raise TimeoutExpired after `timeout` s."""
+        with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+            process = self.start(argv, environment, folder, stdout.fileno(), stderr.fileno())
+            try:
+                status = process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise
+            stdout.seek(0)
+            stderr.seek(0)
+            return subprocess.CompletedProcess(argv, status, stdout.read(), stderr.read())
 
 
 def main() -> None:
@@ -104,6 +123,7 @@ def main() -> None:
     multiprocessing.current_process().authkey = os.urandom(32)  # a key of its own, as in every new process
     os.environ.clear()
     os.environ.update(command["environment"])
+    os.chdir(command["folder"])
     sys.argv = command["argv"]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
@@ -126,30 +146,32 @@ def serve(requests: socket.socket) -> dict[str, Any] | None:
                     ended.recv(4096)
                     reap(running)
                     continue
-                request, descriptors, _, _ = socket.recv_fds(requests, LARGEST_REQUEST, 2)
+                request, descriptors, _, _ = socket.recv_fds(requests, LARGEST_REQUEST, 3)
                 if not request:
                     return None
-                output, replies = descriptors[0], socket.socket(fileno=descriptors[1])
+                stdout, stderr, replies = *descriptors[:2], socket.socket(fileno=descriptors[2])
                 pid = os.fork()
                 if pid == 0:
-                    become(output)
+                    become(stdout, stderr)
                     for each in (requests, ended, wakeup, replies, *running.values()):
                         each.close()
                     return json.loads(request)  # type: ignore[no-any-return]
-                os.close(output)
+                os.close(stdout)
+                os.close(stderr)
                 replies.sendall(pid.to_bytes(4, "little"))
                 running[pid] = replies
 
 
-def become(output: int) -> None:
+def become(stdout: int, stderr: int) -> None:
     """Be a process as `subprocess.Popen` starts it: its own session, streams and signal handlers."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(output)
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    os.close(stdout)
+    os.close(stderr)
 
 
 def reap(running: dict[int, socket.socket]) -> None:

@@ -47,7 +47,8 @@ class Service:
         variables = environment({"PORT": "0", **settings}, checkout)
         self.process: subprocess.Popen[bytes] | ForkedProcess
         if self.fork_server and checkout == CHECKOUT and argv[:2] == [sys.executable, "-m"]:
-            self.process = self.fork_server.start(argv[2:], variables, self._output.fileno())
+            output = self._output.fileno()
+            self.process = self.fork_server.start(argv[2:], variables, CHECKOUT, output, output)
         else:
             self.process = subprocess.Popen(
                 argv, cwd=checkout, env=variables,
@@ -97,3 +98,14 @@ class Service:
         self._log = self.log
         self._output.close()
         return status
+
+
+def run_command(settings: Mapping[str, str], *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run `python -m service` with `arguments` to its end; a module that uses `forked` has it forked."""
+    variables = environment({"PORT": "0", **settings})
+    if Service.fork_server:
+        return Service.fork_server.run(["service", *arguments], variables, CHECKOUT, timeout)
+    return subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        cwd=CHECKOUT, env=variables, capture_output=True, text=True, check=False, timeout=timeout,
+    )  # fmt: skip

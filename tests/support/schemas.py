@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ from service.app import UPGRADES
 from service.database.schema import Upgrade
 from service.startup import prepare_server
 from tests.support.postgres import TestDatabase
-from tests.support.process import CHECKOUT
-from tests.support.process import environment as machine
+from tests.support.process import run_command
 
 # As the older service made it.
 OLDER_FORM = """
@@ -65,11 +63,7 @@ def prepare(database: TestDatabase, upgrades: Sequence[Upgrade] = UPGRADES) -> l
 
 def make_schema(database: TestDatabase, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m service schema`."""
-    return subprocess.run(
-        [sys.executable, "-m", "service", "schema"],
-        cwd=CHECKOUT, env=machine({**database.environment, **settings}),
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    return run_command({**database.environment, **settings}, "schema")
 
 
 def everything(database: TestDatabase) -> list[Any]:
