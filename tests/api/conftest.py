@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from tests.support.fork_server import ForkServer
 from tests.support.process import Service
+from tests.support.users import create
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -13,3 +15,16 @@ def _forked(fork_server: ForkServer) -> Iterator[None]:
     Service.fork_server = fork_server
     yield
     Service.fork_server = None
+
+
+@pytest.fixture(scope="module")
+def first_user(service: Service) -> None:
+    """Create the user with the id 1."""
+    create(service.client, id=1)
+
+
+@pytest.fixture
+def still_serves(client: httpx.Client) -> Iterator[None]:
+    """Assert that the service answers after the test."""
+    yield
+    assert client.get("/users").status_code == 200

@@ -27,20 +27,20 @@ JSON = {"Content-Type": "application/json"}
         (401, "wrong-credentials", ("POST", "/users/authenticate", {"json": {"email": "x", "password": "x"}})),
     ],
 )
-def test_a_mistake_of_the_client_is_told_as_a_problem(
+def test_a_mistake_of_the_client_is_answered_with_a_problem(
     client: httpx.Client, status: int, code: str, request_: tuple[str, str, dict[str, Any]]
 ) -> None:
     method, path, rest = request_
     is_problem(client.request(method, path, **rest), status, code)
 
 
-def test_what_is_taken_is_told_as_a_problem(client: httpx.Client) -> None:
+def test_what_is_taken_is_answered_with_a_problem(client: httpx.Client) -> None:
     user = create(client, id=1)
     is_problem(client.post("/users", json=new_user(id=1)), 409, "id-taken")
     is_problem(client.post("/users", json=new_user(email=user["email"])), 409, "email-taken")
 
 
-def test_a_missing_content_type_is_told_with_the_curl_flag_that_mends_it(client: httpx.Client) -> None:
+def test_a_missing_content_type_is_answered_with_the_curl_flag_that_mends_it(client: httpx.Client) -> None:
     problem = is_problem(client.post("/users", content=b"{}"), 415, "unsupported-media-type")
     assert "--json" in problem["detail"]
 

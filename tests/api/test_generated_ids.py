@@ -131,7 +131,7 @@ def test_a_table_made_before_its_ids_cycled_does_so_after_a_start(database: Test
         assert [insert_user(conn, None, fields())[0] for _ in range(2)] == [LARGEST, FIRST]
 
 
-def test_a_sequence_that_somebody_ended_is_told_and_is_no_bug(database: TestDatabase) -> None:
+def test_a_sequence_that_somebody_ended_is_logged_and_is_no_bug(database: TestDatabase) -> None:
     with database.connect() as conn, Service(database.environment) as service:
         conn.execute(f"ALTER TABLE \"user\" ALTER id SET NO CYCLE; SELECT setval('user_id_seq', {LARGEST})")
         is_problem(service.client.post("/users", json=new_user()), 503, "database-unavailable")
@@ -164,7 +164,7 @@ def test_an_id_that_is_taken_at_the_same_moment_is_skipped_too(database: TestDat
                     assert f'"id":{start + 10}' in select_user(conn, start + 10)[1]
 
 
-def test_inside_a_transaction_what_is_taken_is_told_apart(conn: PooledConnection) -> None:
+def test_inside_a_transaction_a_taken_id_and_a_taken_email_differ(conn: PooledConnection) -> None:
     insert_user(conn, 1, fields(email="ada@example.com"))
     with conn.transaction():
         with pytest.raises(IdTaken):
@@ -174,7 +174,7 @@ def test_inside_a_transaction_what_is_taken_is_told_apart(conn: PooledConnection
         insert_user(conn, None, fields(email="Ada@example.com"))
 
 
-def test_an_id_that_was_generated_is_never_told_to_be_taken(database: TestDatabase) -> None:
+def test_an_id_that_was_generated_is_never_reported_as_taken(database: TestDatabase) -> None:
     """However often it is: here by a trigger that has every row dropped."""
     with database.connect() as conn, Service(database.environment) as service:
         conn.execute("""

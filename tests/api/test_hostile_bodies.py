@@ -1,14 +1,14 @@
 """One body of each kind that does not fit, for each endpoint. tests/unit/test_hostile_bodies.py tries every field."""
 
 import json
-from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from tests.support.problems import is_problem
-from tests.support.process import Service
-from tests.support.users import create, new_user
+from tests.support.users import new_user
+
+pytestmark = pytest.mark.usefixtures("first_user", "still_serves")
 
 WRITES = [("POST", "/users"), ("PUT", "/users/1"), ("PATCH", "/users/1"), ("POST", "/users/authenticate")]
 JSON = {"Content-Type": "application/json"}
@@ -26,17 +26,6 @@ KINDS: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     "undeclared": (b"{}", {}, 415, "unsupported-media-type"),
     "declared as a form": (b"{}", {"Content-Type": "multipart/form-data; boundary=x"}, 415, "unsupported-media-type"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _somebody(service: Service) -> None:
-    create(service.client, id=1)
-
-
-@pytest.fixture(autouse=True)
-def _survives(client: httpx.Client) -> Iterator[None]:
-    yield
-    assert client.get("/users").status_code == 200
 
 
 @pytest.mark.parametrize(("method", "path"), WRITES)

@@ -1,7 +1,6 @@
 """One of each kind that does not fit, and what only a server sees. tests/unit/test_hostile_input.py tries the rest."""
 
 import json
-from collections.abc import Iterator
 from urllib.parse import quote
 
 import httpx
@@ -10,7 +9,9 @@ import pytest
 from tests.support.problems import MEMBERS, is_problem
 from tests.support.process import Service
 from tests.support.raw_http import Answer, exchange
-from tests.support.users import create, new_user
+from tests.support.users import new_user
+
+pytestmark = pytest.mark.usefixtures("first_user", "still_serves")
 
 LONG = "9" * 5000
 
@@ -18,17 +19,6 @@ BAD_IDS = ["0", "+1", " 1", "\0", "..", "\N{ARABIC-INDIC DIGIT ONE}", LONG, "\ud
 BAD_QUERIES = ["limit=0", "after=%00", "email=%00", "x=1", "%FF=1", "email=a+b@example.com", "x" * 30_000]
 HARMLESS_QUERIES = ["", "&", "&&", "email=%FF", "email=%ED%A0%80", "email='OR'1=1", f"email={'x' * 8000}",
                     "limit=1&limit=2", "limit=007", "email=%25"]  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _somebody(service: Service) -> None:
-    create(service.client, id=1)
-
-
-@pytest.fixture(autouse=True)
-def _survives(client: httpx.Client) -> Iterator[None]:
-    yield
-    assert client.get("/users").status_code == 200
 
 
 def short(value: object) -> str:
@@ -124,7 +114,7 @@ def test_a_method_that_no_path_takes_is_refused(service: Service, method: str, p
 
 @pytest.mark.protocol
 @pytest.mark.parametrize("method", ["FOO", "get", "X" * 1000, "G-T"], ids=short)
-def test_an_unknown_method_is_told_as_a_problem(service: Service, method: str) -> None:
+def test_an_unknown_method_is_answered_with_a_problem(service: Service, method: str) -> None:
     answer = send(service, method, "/users")
     assert answer.status_code in (400, 405, 501)
     is_a_problem_of_some_kind(answer)
@@ -149,7 +139,7 @@ def test_an_unknown_method_is_told_as_a_problem(service: Service, method: str) -
     ],
     ids=short,
 )
-def test_what_is_no_http_is_told_as_a_problem(service: Service, request_line: str, header: str) -> None:
+def test_what_is_no_http_is_answered_with_a_problem(service: Service, request_line: str, header: str) -> None:
     answer = exchange(service.url, request_line, header)
     assert answer.status_code in (400, 505)
     is_a_problem_of_some_kind(answer)

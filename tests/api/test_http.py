@@ -77,7 +77,7 @@ def test_head_tells_of_the_next_page(client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("path", "method"), [(path, method) for path in METHODS for method in EVERY_METHOD if method not in METHODS[path]]
 )
-def test_a_refused_method_is_told_with_every_method_of_the_path(
+def test_a_refused_method_is_answered_with_every_method_of_the_path(
     client: httpx.Client, path: str, method: str, slash: str
 ) -> None:
     response = client.request(method, path if path == "/" else path + slash)

@@ -79,7 +79,7 @@ def test_the_body_of_an_upgrade_is_not_taken_for_a_request(service: Service, cli
 
 
 @pytest.mark.protocol
-def test_who_speaks_no_http_is_told_that_the_connection_ends(service: Service) -> None:
+def test_a_client_that_speaks_no_http_learns_that_the_connection_ends(service: Service) -> None:
     answer = exchange(service.url, "garbage")
     assert (answer.status_code, answer.json()["code"]) == (400, "malformed-request")
     assert answer.headers["Connection"] == "close"
@@ -220,7 +220,7 @@ def test_a_write_is_answered_whatever_comes_behind_it_while_it_is_done(service: 
 
 
 @pytest.mark.protocol
-def test_a_body_that_is_wrong_on_its_way_is_told_once_and_is_no_bug(service: Service) -> None:
+def test_a_body_that_is_wrong_on_its_way_is_logged_once_and_is_no_bug(service: Service) -> None:
     logged = len(service.log)
     expect = "Expect: 100-continue\r\nTransfer-Encoding: chunked"
     with connect(service.url) as peer:

@@ -144,7 +144,7 @@ def test_two_that_come_together_get_two_answers(full: Service, first: bytes) -> 
         (("GET /users/%31 HTTP/1.1",), 503),
     ],
 )
-def test_what_is_wrong_with_it_is_told_all_the_same(full: Service, lines: tuple[str, ...], status: int) -> None:
+def test_a_full_queue_hides_no_other_mistake_of_the_request(full: Service, lines: tuple[str, ...], status: int) -> None:
     assert ask(full, *lines).status_code == status
 
 

@@ -10,12 +10,12 @@ from tests.support.users import User, create
 
 
 @pytest.fixture(scope="module")
-def crowd(service: object, database: TestDatabase) -> list[int]:  # noqa: ARG001 - the service makes the table
+def user_ids(service: object, database: TestDatabase) -> list[int]:  # noqa: ARG001 - the service makes the table
     """The ids of 2001 users, no other user has a larger one."""
     with database.connect() as conn:
         rows = conn.execute(
             """INSERT INTO "user" (fname, lname, email, password_hash)
-               SELECT 'A', 'B', n || '@crowd.example.com', '$argon2id$' FROM generate_series(1, 2001) AS n
+               SELECT 'A', 'B', n || '@many.example.com', '$argon2id$' FROM generate_series(1, 2001) AS n
                RETURNING id"""
         ).fetchall()
     return [user_id for (user_id,) in rows]
@@ -46,32 +46,32 @@ def test_the_list_is_ordered_by_id_with_every_field_of_every_user(client: httpx.
     ("rest", "sizes"), [(0, [0]), (1, [1]), (2, [2]), (3, [3]), (4, [3, 1]), (6, [3, 3]), (7, [3, 3, 1])]
 )
 def test_pages_are_linked_exactly_while_there_is_more(
-    client: httpx.Client, crowd: list[int], rest: int, sizes: list[int]
+    client: httpx.Client, user_ids: list[int], rest: int, sizes: list[int]
 ) -> None:
-    pages = follow(client, f"/users?limit=3&after={crowd[-1 - rest]}")
+    pages = follow(client, f"/users?limit=3&after={user_ids[-1 - rest]}")
     assert [len(page) for page in pages] == sizes
-    assert list(chain(*pages)) == crowd[len(crowd) - rest :]
+    assert list(chain(*pages)) == user_ids[len(user_ids) - rest :]
 
 
-def test_a_page_has_a_hundred_users_unless_told(client: httpx.Client, crowd: list[int]) -> None:
-    response = client.get(f"/users?after={crowd[0]}")
-    assert ids(response) == crowd[1:101]
-    assert ids(client.get(response.links["next"]["url"])) == crowd[101:201]
+def test_a_page_has_a_hundred_users_by_default(client: httpx.Client, user_ids: list[int]) -> None:
+    response = client.get(f"/users?after={user_ids[0]}")
+    assert ids(response) == user_ids[1:101]
+    assert ids(client.get(response.links["next"]["url"])) == user_ids[101:201]
 
 
-def test_a_page_has_a_thousand_users_at_the_most(client: httpx.Client, crowd: list[int]) -> None:
-    assert [len(page) for page in follow(client, f"/users?limit=1000&after={crowd[0]}")] == [1000, 1000]
+def test_a_page_has_a_thousand_users_at_the_most(client: httpx.Client, user_ids: list[int]) -> None:
+    assert [len(page) for page in follow(client, f"/users?limit=1000&after={user_ids[0]}")] == [1000, 1000]
 
 
-def test_a_user_added_behind_the_cursor_disturbs_no_page(client: httpx.Client, crowd: list[int]) -> None:
-    first = client.get(f"/users?limit=2&after={crowd[9]}")
+def test_a_user_added_behind_the_cursor_disturbs_no_page(client: httpx.Client, user_ids: list[int]) -> None:
+    first = client.get(f"/users?limit=2&after={user_ids[9]}")
     create(client, id=11)
-    assert ids(client.get(first.links["next"]["url"])) == crowd[12:14]
+    assert ids(client.get(first.links["next"]["url"])) == user_ids[12:14]
 
 
-def test_the_cursor_may_be_an_id_that_is_gone(client: httpx.Client, crowd: list[int]) -> None:
-    client.delete(f"/users/{crowd[20]}")
-    assert ids(client.get(f"/users?limit=1&after={crowd[20]}")) == [crowd[21]]
+def test_the_cursor_may_be_an_id_that_is_gone(client: httpx.Client, user_ids: list[int]) -> None:
+    client.delete(f"/users/{user_ids[20]}")
+    assert ids(client.get(f"/users?limit=1&after={user_ids[20]}")) == [user_ids[21]]
 
 
 @pytest.mark.parametrize("after", [1, 2**31, 2**63 - 1])

@@ -156,7 +156,7 @@ def test_a_password_that_takes_too_long_to_check_is_given_up_at_the_deadline(
     serves_again(impatient)
 
 
-def test_a_connection_that_breaks_in_use_is_told_as_an_outage(impatient: Service, database: TestDatabase) -> None:
+def test_a_connection_that_breaks_in_use_is_an_outage(impatient: Service, database: TestDatabase) -> None:
     with database.as_superuser() as admin, ThreadPoolExecutor() as threads, table_locked(database):
         response = threads.submit(impatient.client.post, "/users", json=new_user())
         until(lambda: admin.execute(WAITERS, (database.name,)).fetchall(), "the request waits for the table")
@@ -171,7 +171,7 @@ def no_connection_left(service: Service) -> None:
 
 
 @pytest.mark.parametrize("others", [5, 8], ids=["but for superusers", "at all"])
-def test_a_server_without_a_connection_left_is_told_from_an_outage(
+def test_a_server_without_a_connection_left_is_distinguished_from_an_outage(
     own_database: TestDatabase, own_service: Service, others: int
 ) -> None:
     serves_again(own_service)
@@ -191,7 +191,7 @@ def test_a_server_without_a_connection_left_is_told_from_an_outage(
     serves_again(own_service)
 
 
-def test_a_role_without_a_connection_left_is_told_from_an_outage(
+def test_a_role_without_a_connection_left_is_distinguished_from_an_outage(
     own_database: TestDatabase, own_service: Service
 ) -> None:
     serves_again(own_service)
@@ -203,7 +203,7 @@ def test_a_role_without_a_connection_left_is_told_from_an_outage(
     serves_again(own_service)
 
 
-def test_a_stopped_server_is_told_as_an_outage_and_not_as_a_limit(own_cluster: Cluster, own_service: Service) -> None:
+def test_a_stopped_server_is_an_outage_and_not_a_limit(own_cluster: Cluster, own_service: Service) -> None:
     own_cluster.stop()
     try:
         for method, path, body in [("GET", "/users", None), ("GET", "/users/1", None), ("POST", "/users", new_user())]:
@@ -233,7 +233,7 @@ def renamed_column(database: TestDatabase) -> Iterator[None]:
         ("POST", "/users/authenticate", {"email": "x", "password": "x"}),
     ],
 )
-def test_a_bug_is_told_to_the_log_and_not_to_the_client(
+def test_a_bug_is_described_in_the_log_and_not_to_the_client(
     impatient: Service, database: TestDatabase, method: str, path: str, body: dict[str, str] | None
 ) -> None:
     with renamed_column(database):

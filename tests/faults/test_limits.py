@@ -55,7 +55,7 @@ def small() -> Iterator[Cluster]:
         yield cluster
 
 
-def test_connections_used_up_by_others_are_told_as_such_and_the_service_goes_on_when_they_leave(
+def test_connections_used_up_by_others_are_named_and_the_service_goes_on_when_they_leave(
     small: Cluster, record_figure: Callable[[str], None]
 ) -> None:
     database = small.create_database()

@@ -8,7 +8,7 @@ from tests.support.postgres import Cluster, TestDatabase, installed
 from tests.support.process import Service
 
 
-def test_an_outage_is_told_when_it_begins_and_when_it_ends_with_a_count() -> None:
+def test_an_outage_is_logged_when_it_begins_and_when_it_ends_with_a_count() -> None:
     with Cluster(installed()["18"]) as own_cluster:
         database: TestDatabase = own_cluster.create_database()
         settings = database.environment | JSON | {"WORKER_THREADS": "4"}

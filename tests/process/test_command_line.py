@@ -86,7 +86,7 @@ def test_check_changes_nothing_in_the_database(checkout: Checkout, cluster: Clus
     ],
     ids=["unreachable", "no socket", "wrong password", "no password", "unknown role", "unknown database"],
 )
-def test_a_server_that_cannot_be_used_is_told_in_one_line(
+def test_a_server_that_cannot_be_used_is_reported_in_one_line(
     checkout: Checkout, database: TestDatabase, wrong: dict[str, str], told: str
 ) -> None:
     if "DATABASE_PORT" in wrong:

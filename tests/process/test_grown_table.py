@@ -216,9 +216,7 @@ def replace_workers(service: Service) -> None:
 
 
 @pytest.mark.parametrize("what", VIOLATED)
-def test_a_constraint_of_somebody_else_is_told_as_a_conflict(
-    client: httpx.Client, database: TestDatabase, what: str
-) -> None:
+def test_a_constraint_of_somebody_else_is_a_conflict(client: httpx.Client, database: TestDatabase, what: str) -> None:
     user = create(client, fname="A", lname=what)
     before = client.get("/users").json()
     with changed(database, *VIOLATED[what]):

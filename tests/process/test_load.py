@@ -159,7 +159,7 @@ def test_it_has_as_many_clients_as_files_may_be_open(service: Service, limit: st
     assert sum(phase["failed"] for phase in phases.values()) == 0
 
 
-def test_a_service_that_does_not_run_is_told_in_one_line() -> None:
+def test_a_service_that_does_not_run_is_reported_in_one_line() -> None:
     port = str(free_port())
     told = refused(settings={"PORT": port})
     assert "make run" in told
@@ -201,12 +201,12 @@ def test_a_server_that_shows_no_pool_gets_one_request_and_no_load(status: int, h
     assert asked == ["/pool"]
 
 
-def test_a_server_that_never_answers_is_told_in_one_line() -> None:
+def test_a_server_that_never_answers_is_reported_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert "nothing answers" in refused("--url", f"http://127.0.0.1:{server.getsockname()[1]}")
 
 
-def test_a_service_that_hangs_under_the_load_ends_it_and_the_users_in_doubt_are_told(
+def test_a_service_that_hangs_ends_the_load_and_the_users_in_doubt_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(clients, "PATIENCE", 0.2)

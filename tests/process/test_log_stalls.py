@@ -138,7 +138,7 @@ def test_a_pipe_that_is_full_already_does_not_hold_the_start(database: TestDatab
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_who_reads_again_is_told_how_many_lines_are_missing_and_all_others_are_whole(
+def test_after_a_stall_the_log_counts_the_missing_lines_and_all_others_are_whole(
     *, blocking: bool, database: TestDatabase
 ) -> None:
     """Also when somebody else who has the pipe makes it non-blocking."""

@@ -47,7 +47,7 @@ def wrong(database: TestDatabase, passwords: dict[str, str], *, check: Collectio
     return [email for email, is_right in zip(checked, right, strict=True) if not is_right]
 
 
-def test_progress_is_told_while_it_is_made(database: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_reported_while_it_is_made(database: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also into a file or a pipe, as a container's log is, and without Python's own switch for that."""
     monkeypatch.setattr(Service, "fork_server", None)  # a fork has the streams of its parent
     create_older_table(database, rows(200))
@@ -148,7 +148,7 @@ def test_an_upgrade_that_could_not_end_ends_when_the_obstacle_is_gone(database: 
     assert wrong(database, {**dict(rows(5)), "new@example.com": "correct horse"}) == []
 
 
-def test_a_role_that_does_not_own_the_older_table_is_told_so_before_a_password_is_touched(
+def test_a_role_that_does_not_own_the_older_table_is_refused_before_a_password_is_touched(
     database: TestDatabase,
 ) -> None:
     create_older_table(database, rows(5))

@@ -209,7 +209,7 @@ def test_a_table_of_another_kind_is_left_alone(database: TestDatabase) -> None:
     assert everything(database) == before
 
 
-def test_a_role_that_may_not_create_is_told_so_in_one_line(database: TestDatabase) -> None:
+def test_a_role_that_may_not_create_is_refused_with_one_line(database: TestDatabase) -> None:
     done = make_schema(guest_of(database))
     assert done.returncode == 2
     assert f"the role {database.name}_guest may not change the schema: run `make schema` as the owner" in done.stderr

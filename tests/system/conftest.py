@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from tests.faults.conftest import SHORT
 from tests.support import namespaces
@@ -35,3 +36,13 @@ def database(victim: Cluster) -> TestDatabase:
 def service(database: TestDatabase) -> Iterator[Service]:
     with Service({**database.environment, **SHORT}) as service:
         yield service
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        expect.set_options(timeout=20_000)
+        # Root's Chromium runs without a sandbox or not at all; it is shown nothing but the service's own pages.
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        yield browser
+        browser.close()

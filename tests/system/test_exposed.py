@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from service.web.api_keys import GRANTS, add_key
 from tests.support.load import Load
@@ -60,16 +60,6 @@ def service(database: TestDatabase, file: Path, keys: Keys) -> Iterator[Service]
     assert keys
     with Service(database.environment | {"API_KEYS_FILE": str(file), "WORKER_THREADS": "2"}) as service:
         yield service
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        expect.set_options(timeout=20_000)
-        # Root's Chromium runs without a sandbox or not at all; it is shown nothing but these pages.
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def checkout() -> Iterator[Checkout]:
     ],
     ids=["wrong password", "unknown database", "NOLOGIN", "no CONNECT"],
 )
-def test_a_mistake_told_in_german_stops_the_start(
+def test_a_mistake_reported_in_german_stops_the_start(
     wrong: dict[str, str], told: str, checkout: Checkout, database: TestDatabase
 ) -> None:
     wrong = {name: value.format(database.name) for name, value in wrong.items()}
@@ -93,7 +93,7 @@ def test_a_host_that_is_called_invalid_is_waited_for(checkout: Checkout, databas
         service.stop()
 
 
-def test_a_limit_told_in_german_is_told_from_an_outage(database: TestDatabase) -> None:
+def test_a_limit_reported_in_german_is_distinguished_from_an_outage(database: TestDatabase) -> None:
     with Service({**database.environment, **SHORT}) as service, database.as_superuser() as conn:
         conn.execute(f"ALTER ROLE {database.name} CONNECTION LIMIT 0")
         terminate(database)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from tests.support.load import Load
 from tests.support.polling import until
@@ -55,16 +55,6 @@ POINTS = "document.querySelector('.layers .line').getAttribute('d').split('L').l
 def service(database: TestDatabase) -> Iterator[Service]:
     with Service({**database.environment, **SETTINGS}) as service:
         yield service
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        expect.set_options(timeout=20_000)
-        # Root's Chromium runs without a sandbox or not at all; it is shown nothing but this page.
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @contextmanager

@@ -119,7 +119,7 @@ def test_terminated_sessions_are_no_errors_of_the_service(
     assert not load.unexpected({200, 201, 503})
 
 
-def test_a_deferred_constraint_fails_at_the_commit_and_is_told_there_too(
+def test_a_deferred_constraint_fails_at_the_commit_and_is_reported_there(
     service: Service, database: TestDatabase
 ) -> None:
     user = create(service.client, fname="A")

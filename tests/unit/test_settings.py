@@ -53,7 +53,7 @@ def test_each_wrong_value_has_one_line_with_what_it_takes(mistakes: dict[str, st
 
 
 @pytest.mark.parametrize(("name", "most"), TOO_MUCH.items())
-def test_who_asks_for_too_much_is_told_the_limit(name: str, most: str) -> None:
+def test_a_value_that_is_too_large_is_refused_with_the_limit(name: str, most: str) -> None:
     with pytest.raises(SettingsError, match=f"(?s)^{name}=.*it takes.*{most}"):
         load({name: str(int(most) + 1)}, NO_FILE)
 
