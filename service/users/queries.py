@@ -40,7 +40,7 @@ def _raise_email_taken() -> Iterator[None]:
 
 
 # The subquery takes the first generated id that is free, as restored rows may have the next ones: 1.3 s a million.
-# ON CONFLICT DO NOTHING, because an error would end the transaction that a pooler needs.
+# ON CONFLICT DO NOTHING, because an error would end the transaction, if the statement is in one.
 # The casts to text keep a prepared statement valid when somebody gives a column a domain type and drops it again.
 INSERT_USER = f"""
     INSERT INTO public."user"
@@ -148,8 +148,11 @@ DELETE_USER = f"""
 
 
 def delete_user(conn: PooledConnection, write: Write, user_id: int, only_if: Preconditions) -> Outcome:
-    """Delete the user. Call it inside `raise_user_referenced`. Raises PreconditionFailed."""
-    deleted = write.execute(conn, DELETE_USER, {"id": user_id, **only_if.parameters})
+    """Delete the user. Raises UserReferenced when rows of another table refer to it, and PreconditionFailed."""
+    try:
+        deleted = write.execute(conn, DELETE_USER, {"id": user_id, **only_if.parameters})
+    except IntegrityError as exc:  # its subclass depends on ON DELETE, the columns and PostgreSQL's version
+        raise UserReferenced from exc
     return deleted or _raise_refusal(conn, user_id, only_if)
 
 
@@ -165,18 +168,6 @@ def _raise_refusal(conn: PooledConnection, user_id: int, only_if: Preconditions)
     if not only_if.given:
         raise UserNotFound
     raise PreconditionFailed(*_found(conn.fetchone(SELECT_VERSION, {"id": user_id})))
-
-
-@contextmanager
-def raise_user_referenced() -> Iterator[None]:
-    """Raise UserReferenced when rows of another table refer to the user. Enter it before `connection()`.
-
-    A deferred constraint fails at the commit: behind a pooler, that is when the connection is returned.
-    """
-    try:
-        yield
-    except IntegrityError as exc:  # its subclass depends on ON DELETE, the columns and PostgreSQL's version
-        raise UserReferenced from exc
 
 
 FREE_FAILURES = 5  # of an email, before its next login has to wait

@@ -146,11 +146,7 @@ def routes(database: Database, route_class: type[APIRoute]) -> APIRouter:  # noq
     )  # fmt: skip
     @allow("write")
     def delete_user(user_id: Id, headers: Annotated[ChangeHeaders, Header()]) -> Response:
-        with (
-            Write(database, headers, status=204) as write,
-            queries.raise_user_referenced(),
-            database.connection() as conn,
-        ):
+        with Write(database, headers, status=204) as write, database.connection() as conn:
             write.outcome = queries.delete_user(conn, write, user_id, headers)
         return write.response()
 

@@ -105,7 +105,7 @@ class Write:
     def __exit__(self, _: type[BaseException] | None, exc: BaseException | None, __: TracebackType | None) -> bool:
         """Return whether there is an outcome to replay in place of the error. Raises IdempotencyKeyReused.
 
-        Look it up over a connection of its own: behind a pooler, an error ends the transaction.
+        By now the first connection is back in the pool.
         """
         if self.key is None or not isinstance(exc, Exception) or isinstance(exc, DatabaseFailure):
             return False

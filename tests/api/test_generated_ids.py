@@ -150,7 +150,7 @@ def test_a_role_that_may_only_use_the_sequence_is_enough(database: TestDatabase)
 
 
 def test_an_id_that_is_taken_at_the_same_moment_is_skipped_too(database: TestDatabase, conn: PooledConnection) -> None:
-    """Also inside a transaction, as behind a pooler, which an error would end."""
+    """Also inside a transaction, which an error would end."""
     conn.execute("SET lock_timeout = 0")
     with ThreadPoolExecutor() as executor, database.connect() as other:
         for start in (FIRST, FIRST + 11):

@@ -24,7 +24,7 @@ VARYING = {"x-request-id", "date", "idempotency-replayed"}
 
 @pytest.fixture(scope="module", params=["direct", "pooler"])
 def service(request: pytest.FixtureRequest, database: TestDatabase) -> Iterator[Service]:
-    """The service, directly and as behind a pooler, where an error ends the transaction."""
+    """The service, directly and as behind a pooler, where a message holds no parameters."""
     with (
         Relay(database.cluster.port, refuses=request.param == "pooler") as relay,
         Service({**database.environment, "DATABASE_PORT": str(relay.port)}) as service,

@@ -2,16 +2,10 @@
 
 import pytest
 
-from service.database.connection import PooledConnection
-from service.database.outage import Outage
-from service.users.errors import UserReferenced
-from service.users.queries import delete_user, raise_user_referenced
-from service.web.idempotency import ChangeHeaders
 from tests.support.postgres import TestDatabase
 from tests.support.problems import is_problem
 from tests.support.process import Service
 from tests.support.users import create
-from tests.support.writes import plain_write
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -47,23 +41,6 @@ def test_a_user_who_is_needed_stays(service: Service, database: TestDatabase, co
     with database.connect() as conn:
         conn.execute('DELETE FROM "order"')
     assert service.client.delete(path).status_code == 204
-
-
-@pytest.mark.parametrize("column", NEEDS)
-def test_a_user_who_is_needed_stays_where_the_commit_comes_later(
-    service: Service, database: TestDatabase, column: str
-) -> None:
-    """As behind a pooler, where a deferred constraint fails when the connection is returned."""
-    user = create(service.client)
-    refer(database, column, user["id"])
-    with (
-        PooledConnection.connect(database.conninfo, outage=Outage(), autocommit=True) as conn,
-        pytest.raises(UserReferenced),
-        raise_user_referenced(),
-        conn.transaction(),
-    ):
-        delete_user(conn, plain_write(), user["id"], ChangeHeaders())
-    assert service.client.get(f"/users/{user['id']}").json() == user
 
 
 @pytest.mark.parametrize("column", LETS_GO)
