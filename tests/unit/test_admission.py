@@ -7,8 +7,9 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
-from service.web.admission import Admission, Overloaded, expiring
+from service.web.admission import TICK, Admission, Overloaded, Permit, expiring
 
 LONG = 60.0  # seconds: longer than a test
 
@@ -226,3 +227,105 @@ def test_requests_of_low_priority_come_last_and_make_room_for_others() -> None:
         assert clients.at_work == [1]
 
     run(limit=1, queue_length=2)(scene)
+
+
+def admission(limit: int = 1, *, queue_length: int = 10) -> Admission:
+    return Admission(limit, backlog=0, name="threads", queue_length=queue_length, queue_wait=LONG)
+
+
+def counted(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"admission_{name}_total", {"queue": "threads", **labels}) or 0.0
+
+
+def test_a_permit_is_released_by_its_block_and_only_once() -> None:
+    queue = admission()
+    permit = queue.try_acquire()
+    assert permit
+    with permit as held:
+        assert held is permit
+        assert (queue.in_flight, queue.try_acquire()) == (1, None)
+    assert (queue.in_flight, queue.released) == (0, 1)
+    permit.release()
+    Permit(None).release()
+    assert (queue.free, queue.released) == (1, 1)
+
+
+def test_it_is_full_when_no_permit_is_free_and_nobody_more_may_wait() -> None:
+    async def scene() -> None:
+        queue = admission(queue_length=1)
+        assert not queue.full
+        queue.try_acquire()
+        assert not queue.full
+        queue.enqueue(time.monotonic() + LONG)
+        assert queue.full
+
+    asyncio.run(scene())
+
+
+def test_whoever_comes_too_late_is_refused_and_counted() -> None:
+    async def scene() -> None:
+        before = counted("refused", reason="late")
+        with pytest.raises(Overloaded, match="late"):
+            admission().enqueue(time.monotonic())
+        assert counted("refused", reason="late") == before + 1
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("low_priority", [False, True])
+def test_whoever_leaves_the_queue_gets_no_permit_and_is_counted(*, low_priority: bool) -> None:
+    async def scene() -> None:
+        queue, before = admission(), counted("abandoned")
+        permit = queue.try_acquire()
+        assert permit
+        turn = queue.enqueue(time.monotonic() + LONG, low_priority=low_priority)
+        queue.cancel(turn)
+        assert (turn.cancelled(), queue.waiting, counted("abandoned")) == (True, 0, before + 1)
+        permit.release()
+        assert queue.free == 1
+
+    asyncio.run(scene())
+
+
+def test_whoever_leaves_after_the_refusal_gives_back_no_permit() -> None:
+    async def scene() -> None:
+        queue = admission()
+        queue.try_acquire()
+        turn = queue.enqueue(time.monotonic() + LONG)
+        queue.expire(time.monotonic() + 2 * LONG)
+        queue.cancel(turn)
+        assert (queue.free, queue.released) == (0, 0)
+
+    asyncio.run(scene())
+
+
+def test_a_request_has_no_low_priority_unless_it_says_so() -> None:
+    async def scene() -> None:
+        queue = admission(queue_length=2)
+        permit = queue.try_acquire()
+        assert permit
+        low = queue.enqueue(time.monotonic() + LONG, low_priority=True)
+        turn = queue.enqueue(time.monotonic() + LONG)
+        waiting = asyncio.create_task(queue.acquire(time.monotonic() + LONG))
+        await settle()
+        assert isinstance(low.exception(), Overloaded), "a request with priority takes its place"
+        permit.release()
+        turn.result().release()
+        (await waiting).release()
+
+    asyncio.run(scene())
+
+
+def test_a_wait_ends_soon_after_its_time_and_nothing_is_looked_for_after_the_block() -> None:
+    async def scene() -> None:
+        calls: list[float] = []
+        began = time.monotonic()
+        async with asyncio.timeout(10), expiring(calls.append):
+            while not calls:  # noqa: ASYNC110 - it is what is measured
+                await asyncio.sleep(0.01)
+        assert calls[0] - began < 0.5
+        calls.clear()
+        await asyncio.sleep(3 * TICK)
+        assert calls == []
+
+    asyncio.run(scene())

@@ -38,13 +38,17 @@ def later(wait: float = LONG) -> float:
 def play(scene: Callable[[Workers], Coroutine[Any, Any, None]]) -> None:
     """Run a scene with `SIZE` threads."""
 
+    errors: list[dict[str, Any]] = []
+
     async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
         workers = Workers(SIZE)
         async with asyncio.timeout(LONG), workers.running(), expiring(workers.expire):
             await scene(workers)
             assert workers.idle == SIZE
 
     asyncio.run(run())
+    assert errors == []
     until(lambda: not any(thread.name.startswith("AnyIO") for thread in threading.enumerate()), "its threads end")
 
 
@@ -116,6 +120,27 @@ def test_a_call_that_nobody_awaits_any_more_is_never_carried_out() -> None:
 
     play(scene)
     assert done == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_call_that_is_given_up_while_it_runs_ends_without_an_error(*, fails: bool) -> None:
+    hold = Hold()
+
+    def call() -> None:
+        hold()
+        if fails:
+            raise ValueError
+
+    async def scene(workers: Workers) -> None:
+        given_up = asyncio.create_task(workers.run(call, {}, start_by=later()))
+        assert await asyncio.to_thread(hold.begun.acquire, timeout=LONG)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        hold.go.set()
+        assert await workers.run(lambda: 7, {}, start_by=later()) == 7
+        await asyncio.sleep(0.05)  # until the thread has reported its end
+
+    play(scene)
 
 
 def test_a_thread_that_the_system_refuses_is_an_error_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
