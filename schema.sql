@@ -161,14 +161,24 @@ BEGIN
 END
 $$;
 
--- No plain text, whoever writes it. ADD CONSTRAINT has no IF NOT EXISTS.
+-- No plain text, whoever writes it: Argon2id, and what an import brings of bcrypt. ADD CONSTRAINT has no IF NOT EXISTS.
+-- The rule of the release before, LIKE '$argon2id$%', is replaced without a scan: the service validates it afterwards.
+-- By hand: ALTER TABLE public."user" VALIDATE CONSTRAINT user_password_hash_check;
 DO $$
+DECLARE
+    rule text := (SELECT pg_get_constraintdef(oid)
+                  FROM pg_constraint
+                  WHERE conrelid = 'public."user"'::regclass AND conname = 'user_password_hash_check');
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_constraint
-                   WHERE conrelid = 'public."user"'::regclass AND conname = 'user_password_hash_check')
+    IF rule IS NULL
     THEN
         ALTER TABLE public."user"
-            ADD CONSTRAINT user_password_hash_check CHECK (password_hash LIKE '$argon2id$%');
+            ADD CONSTRAINT user_password_hash_check CHECK (password_hash ~ '^\$(argon2id|2[aby])\$');
+    ELSIF rule LIKE '%~~%'
+    THEN
+        ALTER TABLE public."user"
+            DROP CONSTRAINT user_password_hash_check,
+            ADD CONSTRAINT user_password_hash_check CHECK (password_hash ~ '^\$(argon2id|2[aby])\$') NOT VALID;
     END IF;
 END
 $$;

@@ -73,8 +73,14 @@ def prepare(conn: Connection[Any], report: Report) -> None:
         report(f"passwords hashed: {done} of {max(done, total)}")
 
 
+def finish(conn: Connection[Any], report: Report) -> None:
+    """Do what needs no exclusive lock: build the index of emails, and validate the constraint on hashes."""
+    table.build_email_index(conn, report)
+    table.validate_hashes(conn)
+
+
 def _is_older(conn: Connection[Any]) -> bool:
     return bool(conn.execute(SELECT_IS_OLDER).fetchone()[0])  # type: ignore[index]
 
 
-UPGRADE = Upgrade(check, prepare, table.build_email_index)
+UPGRADE = Upgrade(check, prepare, finish)

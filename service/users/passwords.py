@@ -1,6 +1,7 @@
-"""Argon2id hashes, by argon2-cffi, on low-priority threads that may use any core."""
+"""Argon2id hashes, by argon2-cffi, and imported ones of bcrypt, on low-priority threads that may use any core."""
 
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -8,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
+import bcrypt
 from argon2 import PasswordHasher
-from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
+from argon2.exceptions import VerificationError, VerifyMismatchError
 
 from service.database.errors import DeadlineExceeded
 from service.database.watchdog import time_left
@@ -30,6 +32,14 @@ HASHES_PER_SECOND = 50  # on one core: bounds the queue of requests that wait to
 # OWASP's first choice for Argon2id. One hash takes one core 19 ms and 19 MiB.
 MEMORY_COST = 19_456  # KiB
 _hasher = PasswordHasher(time_cost=2, memory_cost=MEMORY_COST, parallelism=1, hash_len=32, salt_len=16)
+
+# Hashes of other systems. Those of bcrypt cost twice as much with each step: 14 is a second, 20 a minute.
+ARGON2ID = re.compile(
+    r"\$argon2id\$v=(?:16|19)\$m=(\d{1,6}),t=(\d{1,4}),p=([1-9]|1[0-6])\$[A-Za-z0-9+/]{11,86}\$[A-Za-z0-9+/]{16,86}"
+)
+BCRYPT = re.compile(r"\$2[aby]\$(?:0[4-9]|1[0-4])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
+BCRYPT_BYTES = 72  # of a password: bcrypt never used the rest
+MAX_COST = 1 << 20  # KiB of memory x passes of Argon2id: half a second to a second of one core
 
 # Hashes at once: one for each core, in a quarter of the memory.
 MAX_HASHES = max(1, min(usable_cores(len(CORES) or os.cpu_count() or 1), usable_memory() // 4 // (MEMORY_COST * 1024)))
@@ -72,16 +82,26 @@ def is_password(password: str, stored: str) -> bool:
     A text that is no hash costs as much: the time does not tell that nobody can log in with it.
     """
     try:
+        if BCRYPT.fullmatch(stored):
+            return _run_before_deadline(_is_bcrypt, password, stored)
         return _run_before_deadline(_hasher.verify, stored, password)
     except VerifyMismatchError:
         return False
-    except (VerificationError, InvalidHashError):
+    except (VerificationError, ValueError):  # InvalidHashError is a ValueError, and so is the error for no ASCII
         return is_password(password, DUMMY_HASH)
 
 
 def needs_rehash(stored: str) -> bool:
     """Return whether `stored` was made with other parameters than the current ones."""
-    return _hasher.check_needs_rehash(stored)
+    return not stored.startswith("$argon2") or _hasher.check_needs_rehash(stored)
+
+
+def is_affordable_hash(stored: str) -> bool:
+    """Return whether `stored` is a hash that `is_password` can verify in about a second, with 256 MiB at most."""
+    if found := ARGON2ID.fullmatch(stored):
+        memory, passes, lanes = map(int, found.groups())
+        return passes > 0 and 8 * lanes <= memory <= MAX_COST // 4 and memory * passes <= MAX_COST
+    return BCRYPT.fullmatch(stored) is not None
 
 
 def concurrent_hashes(workers: int, threads: int) -> int:
@@ -101,6 +121,10 @@ def start_threads(count: int) -> None:
     except RuntimeError:
         all_started.abort()
         raise
+
+
+def _is_bcrypt(password: str, stored: str) -> bool:
+    return bcrypt.checkpw(password.encode()[:BCRYPT_BYTES], stored.encode())
 
 
 def _lower_priority() -> None:

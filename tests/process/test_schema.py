@@ -257,6 +257,27 @@ def test_the_database_itself_refuses_emails_that_differ_by_case_and_passwords_in
             conn.execute("UPDATE \"user\" SET password_hash = 'correct horse'")
 
 
+def test_the_rule_of_the_release_before_is_replaced_by_one_that_takes_bcrypt(cluster: Cluster) -> None:
+    database = cluster.create_database()
+    prepare(database)
+    with database.connect() as conn:
+        conn.execute("""
+            ALTER TABLE "user"
+                DROP CONSTRAINT user_password_hash_check,
+                ADD CONSTRAINT user_password_hash_check CHECK (password_hash LIKE '$argon2id$%')
+            """)
+        conn.execute("TRUNCATE schema_applied")
+        conn.execute(INSERT, ("ada@example.com",))
+        prepare(database)
+        for prefix in ("2a", "2b", "2y"):
+            conn.execute('UPDATE "user" SET password_hash = %s', (f"${prefix}$12$",))
+        for plain in ("correct horse", "2b$12$", "$2x$12$", "a\n$2b$12$", "$argon2id"):
+            with pytest.raises(errors.CheckViolation):
+                conn.execute('UPDATE "user" SET password_hash = %s', (plain,))
+        validated = "SELECT convalidated FROM pg_constraint WHERE conname = 'user_password_hash_check'"
+        assert conn.execute(validated).fetchall() == [(True,)]
+
+
 def test_a_table_that_was_dropped_is_made_again(cluster: Cluster) -> None:
     database = cluster.create_database()
     prepare(database)
