@@ -1,4 +1,4 @@
-"""The command line: run, serve, check, schema, psql, backup, restore, key, unit."""
+"""The command line: run, serve, check, schema, psql, backup, restore, export, import, key, unit."""
 
 import argparse
 import ipaddress
@@ -21,12 +21,13 @@ from service import settings as environment
 from service.app import UPGRADES
 from service.database.refusals import ServerUnfit
 from service.database.schema import SCHEMA, SchemaError
-from service.extras import client_programs, embedded, systemd
+from service.extras import client_programs, embedded, systemd, transfer
 from service.extras.client_programs import ProgramError
 from service.extras.embedded import EmbeddedError
 from service.extras.http import listen
 from service.extras.http.supervisor import Supervisor
 from service.extras.log_writer import WRITER
+from service.extras.transfer import TransferError
 from service.settings import Settings, SettingsError
 from service.startup import ServerRefused, ServerUnreachable, inspect_server, prepare_server
 from service.telemetry import log
@@ -58,17 +59,22 @@ def main() -> None:
     _open_closed_streams()
     parser = argparse.ArgumentParser(prog="python -m service", description="A users API over PostgreSQL.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (run, serve, check, schema, psql, backup, restore, key, unit):
+    for command in (run, serve, check, schema, psql, backup, restore, export, import_, key, unit):
         words = (command.__doc__ or "").partition("\n")[0]
-        commands.add_parser(command.__name__, help=words, description=words).set_defaults(command=command)
+        commands.add_parser(command.__name__.rstrip("_"), help=words, description=words).set_defaults(command=command)
     now = f"users-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.dump"
     commands.choices["backup"].add_argument("file", type=Path, nargs="?", default=now)
     commands.choices["restore"].add_argument("file", type=Path)
+    commands.choices["export"].add_argument("file", type=Path, nargs="?", help="a new file; default: standard output")
+    commands.choices["import"].add_argument("file", type=Path, nargs="?", help="default, or -: standard input")
+    commands.choices["import"].add_argument("--dry-run", action="store_true", help="check all lines and change nothing")
+    commands.choices["import"].add_argument("--skip-bad", type=Path, metavar="BADFILE", help="a new file for bad lines")
     commands.choices["key"].add_argument("name", help="whom it is for, as the log shows it")
     commands.choices["key"].add_argument("--scope", choices=GRANTS, required=True)
     arguments = vars(parser.parse_args())
     command = arguments.pop("command")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that `with` blocks end, and PostgreSQL with them
+    stopped = 0 if command in (run, serve) else 128 + signal.SIGTERM  # the exit status; the others have not finished
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(stopped))  # so that `with` blocks end, and PostgreSQL with them
     # The terminal was closed: end, as at SIGTERM. With several workers, uvicorn replaces them one by one at SIGHUP.
     signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
@@ -161,6 +167,32 @@ def restore(settings: Settings, file: Path) -> None:
             warn(warnings)
         prepare_server(configured.server, configured, UPGRADES, report)
     print(f"the database holds what {file} held")
+
+
+def export(settings: Settings, file: Path | None) -> None:
+    """Write all users as NDJSON, with the hashes of their passwords, to a file or to standard output."""
+    try:
+        with _with_database(settings, warn) as configured:
+            session, _, _ = inspect_server(configured.server, configured, warn)
+            transfer.export_users(session, file, warn)
+    except TransferError as exc:
+        sys.exit(str(exc))
+    except BrokenPipeError:  # the reader has enough; Python would complain when it closes standard output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def import_(settings: Settings, file: Path | None, skip_bad: Path | None, *, dry_run: bool) -> None:
+    """Create a user for each line of NDJSON that is not there yet. Change nothing when a line is bad.
+
+    The lines are as `export` writes them; each has a password_hash, of Argon2id or bcrypt, or a password.
+    """
+    try:
+        with _with_database(settings, warn) as configured:
+            session = prepare_server(configured.server, configured, UPGRADES, warn)
+            transfer.import_users(session, None if file == Path("-") else file, skip_bad, warn, dry_run=dry_run)
+    except TransferError as exc:
+        sys.exit(str(exc))
 
 
 def key(settings: Settings, name: str, scope: str) -> None:
