@@ -2,8 +2,10 @@
 
 import logging
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from contextvars import Context
 from typing import cast
 
 import pytest
@@ -86,8 +88,8 @@ def test_a_connection_is_cut_at_the_deadline_of_its_request(watchdog: Watchdog, 
 
 
 def test_a_connection_without_a_deadline_or_given_back_is_not_cut(watchdog: Watchdog, peers: Peers) -> None:
-    free = watchdog.begin(peers.connection)
-    assert time_left(7) == 7
+    free = Context().run(watchdog.begin, peers.connection)  # outside a request
+    assert Context().run(time_left, 7) == 7
     DEADLINE.set(time.monotonic() + 0.1)
     watchdog.end(watchdog.begin(peers.connection))
     time.sleep(0.35)
@@ -95,9 +97,14 @@ def test_a_connection_without_a_deadline_or_given_back_is_not_cut(watchdog: Watc
     assert not free.cut
 
 
-def test_a_connection_that_is_closed_already_is_not_said_to_be_cut(watchdog: Watchdog, peers: Peers) -> None:
+@pytest.mark.parametrize("closed_by", ["psycopg", "the server"])
+def test_a_connection_that_is_closed_already_does_not_count_as_cut(
+    watchdog: Watchdog, peers: Peers, closed_by: str
+) -> None:
     before = total("db_client_connection_cut_total")
     peers.near.close()
+    if closed_by == "the server":
+        peers.near = socket.socket()  # which is connected to nothing
     DEADLINE.set(time.monotonic())
     lease = watchdog.begin(peers.connection)
     time.sleep(0.25)
@@ -131,14 +138,26 @@ def test_a_leak_is_reported_once_with_its_route(
         time.sleep(0.35)
     watchdog.stop()
     (report,) = caplog.messages
+    assert report.startswith("connection held for 0.")
     assert "by GET /users:" in report
     assert ("never given back" in report) == answered
     assert ("test_a_leak_is_reported_once" in report) == (not answered), "the stack of who holds it"
     assert total("db_client_connection_leaks_total") == before + 1
 
 
+def test_a_leak_of_a_thread_that_has_ended_is_reported_as_such(peers: Peers, caplog: pytest.LogCaptureFixture) -> None:
+    watchdog = Watchdog(leak_threshold=0.05)
+    thread = threading.Thread(target=watchdog.begin, args=(peers.connection,))
+    thread.start()
+    thread.join()
+    watchdog.start()
+    until(lambda: "the thread has ended" in caplog.text, "the leak is reported")
+    watchdog.stop()
+
+
 def test_it_knows_the_holders_longest_first_and_the_most_at_once(peers: Peers) -> None:
     watchdog = Watchdog(leak_threshold=LONG)
+    assert watchdog.high_water() == 0
     first = watchdog.begin(peers.connection)
     RECORD.set(Record("r2", "POST", "/users", route="/users"))
     second = watchdog.begin(peers.connection)
