@@ -10,7 +10,7 @@ import email_validator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from service.users import models
 from service.users.models import Credentials, Page, UserChange, UserCreation, UserReplacement
@@ -198,3 +198,22 @@ def test_nothing_too_long_is_normalised_or_parsed(
     assert max((len(text.encode()) for text in parsed), default=0) <= 254
     assert (short in normalised) == (field in NAMES | {"email"})
     assert (short in parsed) == (field == "email")
+
+
+LOCAL = st.text("aB19._+-'", max_size=70) | st.sampled_from(["Postmaster", "PostMaster1", "ABUSE", "Root"])
+DOMAIN = st.text("aB9.-_xn", max_size=20).map("{}.Com".format) | st.sampled_from(["localhost", "1.2.3.4", "b" * 64])
+
+
+@given(LOCAL, st.sampled_from(["", "@", "@@"]), DOMAIN)
+@settings(max_examples=1000)
+def test_an_email_of_the_plain_form_is_as_the_library_has_it(local: str, at: str, domain: str) -> None:
+    email = f"{local}{at}{domain}"
+    try:
+        expected = email_validator.validate_email(email, check_deliverability=False, test_environment=True).normalized
+    except email_validator.EmailNotValidError:
+        expected = None
+    try:
+        found = TypeAdapter(models.Email).validate_python(email)
+    except ValidationError:
+        found = None
+    assert found == expected
