@@ -161,6 +161,21 @@ BEGIN
 END
 $$;
 
+-- For lists. On a table with rows, the service builds them afterwards, while it answers and without blocking writes.
+-- By hand, with CREATE INDEX CONCURRENTLY, and then ANALYZE public."user".
+DO $$
+BEGIN
+    IF to_regclass('public.user_lname_folded_idx') IS NULL AND NOT EXISTS (SELECT FROM public."user")
+    THEN
+        CREATE INDEX user_lname_folded_idx ON public."user" (public.user_email_fold(lname) COLLATE "C");
+    END IF;
+    IF to_regclass('public.user_updated_at_idx') IS NULL AND NOT EXISTS (SELECT FROM public."user")
+    THEN
+        CREATE INDEX user_updated_at_idx ON public."user" (updated_at, id);
+    END IF;
+END
+$$;
+
 -- No plain text, whoever writes it: Argon2id, and what an import brings of bcrypt. ADD CONSTRAINT has no IF NOT EXISTS.
 -- The rule of the release before, LIKE '$argon2id$%', is replaced without a scan: the service validates it afterwards.
 -- By hand: ALTER TABLE public."user" VALIDATE CONSTRAINT user_password_hash_check;

@@ -20,7 +20,7 @@ from uvicorn.supervisors import ChangeReload
 from service import settings as environment
 from service.app import UPGRADES
 from service.database.refusals import ServerUnfit
-from service.database.schema import SCHEMA, SchemaError
+from service.database.schema import SCHEMA, SchemaError, build_list_indexes
 from service.extras import client_programs, embedded, systemd, transfer
 from service.extras.client_programs import ProgramError
 from service.extras.embedded import EmbeddedError
@@ -142,7 +142,9 @@ def check(settings: Settings) -> None:
 def schema(settings: Settings) -> None:
     """Apply schema.sql to the configured database."""
     with _with_database(settings, report) as configured:
-        prepare_server(configured.server, configured, UPGRADES, report)
+        session, incomplete = prepare_server(configured.server, configured, UPGRADES, report)
+        if incomplete:
+            build_list_indexes(session, UPGRADES, report)
     print("the schema is up to date")
 
 
@@ -189,7 +191,7 @@ def import_(settings: Settings, file: Path | None, skip_bad: Path | None, *, dry
     """
     try:
         with _with_database(settings, warn) as configured:
-            session = prepare_server(configured.server, configured, UPGRADES, warn)
+            session, _ = prepare_server(configured.server, configured, UPGRADES, warn)
             transfer.import_users(session, None if file == Path("-") else file, skip_bad, warn, dry_run=dry_run)
     except TransferError as exc:
         sys.exit(str(exc))

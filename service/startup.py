@@ -49,15 +49,16 @@ def inspect_server(server: Callable[[], str], settings: Settings, report: Report
 
 def prepare_server(
     server: Callable[[], str], settings: Settings, upgrades: Sequence[Upgrade], report: Report
-) -> Session:
-    """Inspect the server and apply the schema: three more round trips when the schema is up to date.
+) -> tuple[Session, bool]:
+    """Inspect the server and apply the schema: four more round trips when the schema is up to date.
 
-    Raises what `inspect_server` raises, and SchemaError.
+    The last value says whether `schema.build_list_indexes` has something to do. Raises what `inspect_server` raises,
+    and SchemaError.
     """
     with _inspected(server, settings, report) as (session, _, conn):
         schema.apply(conn, session, upgrades, report)
         rights.check(conn)
-        return session
+        return session, bool(schema.missing_indexes(conn, schema.list_indexes(upgrades)))
 
 
 @contextmanager
@@ -139,7 +140,7 @@ class Startup:
 
     def _try(self) -> bool:
         try:
-            session = prepare_server(self._server, self._settings, self._upgrades, logger.info)
+            session, incomplete = prepare_server(self._server, self._settings, self._upgrades, logger.info)
         except SchemaError as exc:
             self._report("schema", exc)
         except (ServerUnreachable, ServerRefused, ServerUnfit, SettingsError) as exc:
@@ -147,8 +148,17 @@ class Startup:
         else:
             self._database.open(session)
             self._readiness.passed()
+            self._tried.set()
+            if incomplete:
+                self._build_list_indexes(session)
             return True
         return False
+
+    def _build_list_indexes(self, session: Session) -> None:
+        try:
+            schema.build_list_indexes(session, self._upgrades, logger.info)
+        except (SchemaError, SettingsError, ConnectFailed, psycopg.Error) as exc:
+            logger.warning("some lists stay slow until the next start: %s", one_line(exc))
 
     def _report(self, failed: str, exc: Exception) -> None:
         self._readiness.fails(failed)

@@ -49,15 +49,18 @@ class PooledConnection(Connection[TupleRow]):
         conn.statements = {}
         return conn
 
-    def fetchone(self, query: str, params: Mapping[str, Any]) -> TupleRow | None:
+    def fetchone(self, query: str, params: Mapping[str, Any], setup: str = "") -> TupleRow | None:
         """Run a statement and return the first row of its result, if it has one. `query` is a constant with `%(name)s`.
+
+        With `setup`, SQL that is to hold for this statement only, it is not prepared, and planned for its values.
 
         libpq's blocking call releases the GIL once. A cursor does so some eight times for each statement, and each
         time another thread takes it: on more than one core that cost half of the throughput. Raises psycopg.Error.
         """
         adapter = Transformer(self)
-        if self.session_setup:
-            result = self._execute_with_setup(query, {name: adapter.as_literal(params[name]) for name in params})
+        if setup := "; ".join(filter(None, (self.session_setup, setup))):
+            literals = {name: adapter.as_literal(params[name]) for name in params}
+            result = self._execute_with_setup(setup, query, literals)
         else:
             text, names = _positional(query)
             values = adapter.dump_sequence([params[name] for name in names], [PyFormat.TEXT] * len(names))
@@ -71,13 +74,13 @@ class PooledConnection(Connection[TupleRow]):
         adapter.set_pgresult(result)
         return adapter.load_row(0, tuple)
 
-    def _execute_with_setup(self, query: str, literals: Mapping[str, bytes]) -> PGresult:
+    def _execute_with_setup(self, setup: str, query: str, literals: Mapping[str, bytes]) -> PGresult:
         """Send the setup and the statement as one message, which is one transaction, and return the last result.
 
         Such a message takes no parameters, so their values are in it as `literals` that psycopg has quoted.
         """
         statement = query % {name: literal.decode() for name, literal in literals.items()}
-        return self.pgconn.exec_(f"{self.session_setup}; {statement}".encode())
+        return self.pgconn.exec_(f"{setup}; {statement}".encode())
 
     def _execute_prepared(self, text: bytes, values: Sequence[Any]) -> PGresult:
         name = self.statements.get(text)

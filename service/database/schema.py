@@ -51,7 +51,26 @@ INSERT_APPLIED = """
     ON CONFLICT DO NOTHING
 """
 
+# Without an index of that name, or with an invalid one, which a build that failed or was killed left behind.
+SELECT_MISSING_INDEXES = """
+    SELECT array_agg(name)
+    FROM unnest(%(names)s::text[]) AS name
+    WHERE NOT EXISTS (SELECT FROM pg_class LEFT JOIN pg_index ON indexrelid = oid
+                      WHERE oid = to_regclass('public.' || name) AND indisvalid IS NOT FALSE)
+"""
+
 Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index that schema.sql creates on an empty table only."""
+
+    name: str
+    table: str
+    columns: str
+    what: str  # for the log
+    unique: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,11 +80,13 @@ class Upgrade:
     `check(conn, report)` returns whether the table is current. It raises SchemaError when schema.sql cannot make it so.
     `prepare(conn, report)` runs before schema.sql; its changes stay when schema.sql fails.
     `build_indexes(conn, report)` runs after schema.sql, outside a transaction, so that it can build concurrently.
+    `list_indexes` are built while the service answers: without them, some lists are slow.
     """
 
     check: Callable[[Connection[Any], Report], bool]
     prepare: Callable[[Connection[Any], Report], None] = lambda _conn, _report: None
     build_indexes: Callable[[Connection[Any], Report], None] = lambda _conn, _report: None
+    list_indexes: Sequence[Index] = ()
 
 
 class SchemaError(Exception):
@@ -98,6 +119,43 @@ def apply(conn: Connection[Any], session: Session, upgrades: Sequence[Upgrade], 
             else:
                 return
         raise SchemaError("the tables are too busy to change: stop the older service, or try at a quieter time")
+
+
+def missing_indexes(conn: Connection[Any], indexes: Sequence[Index]) -> list[Index]:
+    """Return those of `indexes` that must be built. Costs one round trip."""
+    row = conn.execute(SELECT_MISSING_INDEXES, {"names": [index.name for index in indexes]}).fetchone()
+    return [index for index in indexes if row and index.name in (row[0] or ())]
+
+
+def build_index(conn: Connection[Any], index: Index, report: Report) -> None:
+    """Build an index: a minute for ten million rows. It blocks no reads and writes, and waits for open transactions.
+
+    Raises psycopg.Error.
+    """
+    report(f"building the index of {index.what}")
+    conn.execute(f"DROP INDEX CONCURRENTLY IF EXISTS public.{index.name}")  # an invalid one
+    unique = "UNIQUE " if index.unique else ""
+    conn.execute(f"CREATE {unique}INDEX CONCURRENTLY {index.name} ON {index.table} ({index.columns})")
+    conn.execute(f"ANALYZE {index.table}")  # until then PostgreSQL has no statistics of an expression
+
+
+def build_list_indexes(session: Session, upgrades: Sequence[Upgrade], report: Report) -> None:
+    """Build the indexes that lists are slow without, unless another process is at it. Raises SchemaError.
+
+    Opens two connections.
+    """
+    with session.connect() as lock, lock.transaction(), session.connect() as conn, _translate_errors(conn):
+        lock.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        if lock.execute(TRY_LOCK, prepare=False).fetchone()[0]:  # type: ignore[index]
+            if not session.session_setup:
+                conn.execute("SET statement_timeout = 0; SET lock_timeout = 0")
+            for index in missing_indexes(conn, list_indexes(upgrades)):
+                build_index(conn, index, report)
+
+
+def list_indexes(upgrades: Sequence[Upgrade]) -> list[Index]:
+    """Return the list indexes of all resources."""
+    return [index for upgrade in upgrades for index in upgrade.list_indexes]
 
 
 def _apply(conn: Connection[Any], session: Session, upgrades: Sequence[Upgrade], report: Report) -> None:

@@ -22,10 +22,13 @@ class Cors(CORSMiddleware):
             allow_credentials="*" not in origins,
             allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=[
-                "Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "traceparent",
-                "X-Request-ID",
+                "Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Prefer",
+                "traceparent", "X-Request-ID",
             ],
-            expose_headers=["ETag", "Idempotency-Replayed", "Link", "Location", "Retry-After", "X-Request-ID"],
+            expose_headers=[
+                "ETag", "Idempotency-Replayed", "Link", "Location", "Preference-Applied", "Retry-After",
+                "X-Request-ID", "X-Total-Count",
+            ],
         )  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -59,7 +59,7 @@ class HideQuery:
 class TracedConnection(PooledConnection):
     """Has a span for each statement, with its text as it is written here: no value is in it."""
 
-    def fetchone(self, query: str, params: Mapping[str, Any]) -> TupleRow | None:
+    def fetchone(self, query: str, params: Mapping[str, Any], setup: str = "") -> TupleRow | None:
         """Run a statement."""
         text = " ".join(query.split())
         operation, found = text.partition(" ")[0].upper(), TABLE.search(text)
@@ -78,7 +78,7 @@ class TracedConnection(PooledConnection):
             record_exception=False, set_status_on_exception=False,  # its words may quote a row
         ) as span:  # fmt: skip
             try:
-                return super().fetchone(query, params)
+                return super().fetchone(query, params, setup)
             except Error as exc:
                 span.set_status(StatusCode.ERROR)
                 span.set_attribute("error.type", type(exc).__qualname__)

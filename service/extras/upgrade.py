@@ -83,4 +83,4 @@ def _is_older(conn: Connection[Any]) -> bool:
     return bool(conn.execute(SELECT_IS_OLDER).fetchone()[0])  # type: ignore[index]
 
 
-UPGRADE = Upgrade(check, prepare, finish)
+UPGRADE = Upgrade(check, prepare, finish, table.LIST_INDEXES)

@@ -7,23 +7,25 @@ The messages are fixed texts: an error never repeats the value, which may be a p
 import re
 import unicodedata
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from email_validator import EmailNotValidError, validate_email
 from pydantic import MISSING, AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.types import StringConstraints
 from pydantic_core import PydanticCustomError
 
-from service.web.models import Body, Digits, Id, Text
+from service.web.models import DIGITS, MAX_ID, Body, Digits, Id, Text
 
 MAX_CLIENT_ID = 2**31 - 1  # generated ids are larger, so the two never collide
 MAX_NAME = 100  # characters in NFC
 MAX_RAW_NAME = 4 * MAX_NAME  # before NFC, which composes at most four characters into one, as in U+1F82
 MAX_EMAIL = 254  # bytes; email-validator has the same limit, but checks it last
+MAX_IDS = 100  # in one request
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 # Most emails are of this form: their domain is checked once, and their local part stays. Takes 2 µs in place of 25.
 # A local part of letters alone may be the name of a role, such as Postmaster, which is written in lower case.
@@ -76,6 +78,31 @@ def _check_no_space(value: str) -> str:
     return value
 
 
+def _check_prefix(value: str) -> str:
+    if len(value) <= MAX_RAW_NAME:
+        value = unicodedata.normalize("NFC", value)
+    if not 1 <= len(value) <= MAX_NAME:
+        raise PydanticCustomError("prefix_length", "Input should have 1 to 100 characters")
+    return value
+
+
+def _check_ids(value: str) -> str:
+    ids = value.split(",", MAX_IDS)
+    if len(ids) > MAX_IDS or not all(DIGITS.fullmatch(each) and 1 <= int(each) <= MAX_ID for each in ids):
+        raise PydanticCustomError("ids", "Input should be 1 to 100 ids in plain decimal digits, separated by commas")
+    return value
+
+
+def _check_time(value: str) -> str:
+    """Return an RFC 3339 time in UTC."""
+    if " " in value:  # a + was sent as it is
+        raise PydanticCustomError("time_space", "Time should have no space: in a URL, write + as %2B")
+    with suppress(ValueError, OverflowError):
+        if TIME.fullmatch(value):
+            return datetime.fromisoformat(value.upper()).astimezone(UTC).isoformat().replace("+00:00", "Z")
+    raise PydanticCustomError("time", "Input should be a time with an offset such as 2026-11-23T08:50:46Z")
+
+
 # What OpenAPI can say of a name: a regular expression.
 NAME_SCHEMA = {
     "minLength": 1,
@@ -93,6 +120,18 @@ AnyEmail = Annotated[Text, AfterValidator(_normalize_email), Field(examples=["ad
 Password = Annotated[Text, StringConstraints(min_length=8, max_length=128), Field(examples=["correct horse"])]
 Time = Annotated[datetime, Field(description="In UTC.", examples=["2026-11-23T08:50:46.876168Z"])]
 PageSize = Annotated[int, Field(ge=1, le=1000), Digits]
+Ids = Annotated[
+    str, AfterValidator(_check_ids),
+    Field(json_schema_extra={"pattern": "^[0-9]{1,19}(,[0-9]{1,19}){0,99}$"}, examples=["1,2,3"]),
+]  # fmt: skip
+Prefix = Annotated[
+    Text, AfterValidator(_check_prefix),
+    Field(json_schema_extra={"minLength": 1, "maxLength": MAX_NAME}, examples=["love"]),
+]  # fmt: skip
+Since = Annotated[
+    str, AfterValidator(_check_time),
+    Field(json_schema_extra={"format": "date-time"}, examples=["2026-11-23T08:50:46Z"]),
+]  # fmt: skip
 
 
 class UserReplacement(Body):
@@ -136,15 +175,28 @@ class Credentials(Body):
 
 
 class Page(Body):
-    """The users to list: a page of all users, or the one with this email."""
+    """The users to list: those that all given filters match, a page at a time."""
 
     limit: PageSize = 100
-    after: Id | MISSING = Field(default=MISSING, description="The last id of the page before.")
+    order: Literal["id", "-id"] = Field(default="id", description="By id; -id has the largest first.")
+    after: Id | MISSING = Field(default=MISSING, description="The last id of the page before, in the same order.")
+    id: Ids | MISSING = Field(default=MISSING, description="At most 100 ids, separated by commas.")
     email: Annotated[AnyEmail, AfterValidator(_check_no_space)] | MISSING = Field(
         default=MISSING,
         description="The whole email, in any case; + is written as %2B.",
-        json_schema_extra={"pattern": r"^[^\x00\s]*$"},
+        json_schema_extra={"pattern": r"^[^\x00\x1c-\x1f\x85\s]*$"},
     )
+    q: Prefix | MISSING = Field(
+        default=MISSING, description="The beginning of the email or of the last name, in any case."
+    )
+    updated_since: Since | MISSING = Field(
+        default=MISSING, description="Users changed at this time or later (RFC 3339); + is written as %2B."
+    )
+
+    @property
+    def filters(self) -> dict[str, str]:
+        """The filters that are given, by the names of their parameters."""
+        return self.model_dump(include={"id", "email", "q", "updated_since"})
 
 
 class User(BaseModel):

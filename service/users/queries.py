@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from psycopg import IntegrityError, errors
+from pydantic import MISSING
 
 from service.database.connection import PooledConnection
 from service.database.errors import DatabaseUnavailable
 from service.database.sql import utc
 from service.users.errors import EmailTaken, IdTaken, TooManyAttempts, UserNotFound, UserReferenced
+from service.users.models import Page
 from service.web.idempotency import Outcome, Write
 from service.web.preconditions import VERSION_MATCHES, PreconditionFailed, Preconditions
 
@@ -91,19 +93,65 @@ def select_users(conn: PooledConnection, after: int, limit: int) -> tuple[str, i
     return users, last
 
 
-SELECT_USERS_BY_EMAIL = f"""
-    SELECT {USERS_JSON}
-    FROM (SELECT {COLUMNS}
-          FROM public."user"
-          WHERE {SAME_EMAIL} AND id > %(after)s) AS u
+# Text that begins with the prefix, as a range, which an index serves: U+10FFFF is the last character, and a name has at
+# most 100 after the prefix.
+BEGINS = """
+        public.user_email_fold({column}) COLLATE "C" BETWEEN public.user_email_fold(%(q)s)
+            AND public.user_email_fold(%(q)s) || repeat(chr(1114111), 100)
 """
 
+# The filters of a list, by the names of their parameters.
+FILTERS = {
+    "id": "id = ANY(string_to_array(%(id)s, ',')::bigint[])",
+    "email": SAME_EMAIL,
+    "q": f"({BEGINS.format(column='email')} OR {BEGINS.format(column='lname')})",
+    "updated_since": "updated_at >= %(updated_since)s::timestamptz",
+}
 
-def select_users_by_email(conn: PooledConnection, email: str, after: int) -> str:
-    """Return an array: the user with this email, in any case, if its id is larger than `after`."""
-    users: str
-    (users,) = _found(conn.fetchone(SELECT_USERS_BY_EMAIL, {"email": email, "after": after}))
-    return users
+# Filters whose plan must follow the ids when many users match, and the index of the filter when few do.
+PLANNED_BY_VALUE = {"q", "updated_since"}
+
+# With less memory PostgreSQL checks every row of a block in place of those that match: a million took 14 s, not 1.6 s.
+MORE_MEMORY = "SET LOCAL work_mem = '32MB'"
+
+# Reads one user more than the page has, to know whether more follow.
+FIND_USERS = """
+    SELECT '[' || array_to_string(users[1 : %(limit)s], ',') || ']',
+           CASE WHEN cardinality(ids) > %(limit)s THEN ids[%(limit)s] END,
+           {total}
+    FROM (SELECT coalesce(array_agg(row_to_json(u)::text), '{{}}') AS users, array_agg(id) AS ids
+          FROM (SELECT {columns}
+                FROM public."user"
+                WHERE {where}{cursor}
+                ORDER BY id {direction}
+                LIMIT %(limit)s + 1) AS u) AS page
+"""
+
+COUNT_USERS = """(SELECT count(*) FROM public."user" WHERE {where})"""
+
+
+def find_statement(page: Page, *, count: bool) -> str:
+    """Return the statement of `find_users`: its text depends on which filters there are, not on their values."""
+    descending = page.order == "-id"
+    where = " AND ".join(["id > 0", *(FILTERS[name] for name in page.filters)])
+    return FIND_USERS.format(
+        columns=COLUMNS,
+        where=where,
+        cursor="" if page.after is MISSING else f" AND id {'<' if descending else '>'} %(after)s",
+        direction="DESC" if descending else "ASC",
+        total=COUNT_USERS.format(where=where) if count else "NULL",
+    )
+
+
+def find_users(conn: PooledConnection, page: Page, *, count: bool) -> tuple[str, int | None, int | None]:
+    """Return the users of a page, the last of their ids when more follow, and how many match in all if `count`.
+
+    To count, PostgreSQL reads every match: 2 s for ten million users.
+    """
+    if not page.filters and page.order == "id" and not count:  # the most frequent list; its statement is 10 % faster
+        return (*select_users(conn, 0 if page.after is MISSING else page.after, page.limit), None)
+    setup = "" if PLANNED_BY_VALUE.isdisjoint(page.filters) else MORE_MEMORY
+    return _found(conn.fetchone(find_statement(page, count=count), page.model_dump(exclude={"order"}), setup))
 
 
 SELECT_USER = f"""

@@ -4,7 +4,7 @@ from typing import Any
 
 from psycopg import Connection, errors
 
-from service.database.schema import Report, SchemaError, has_table
+from service.database.schema import Index, Report, SchemaError, build_index, has_table, missing_indexes
 
 EMAIL_INDEX = "unique index user_email_folded_key on user_email_fold(email)"
 
@@ -68,20 +68,12 @@ SELECT_PARTS = """
 
 FAILED_LOGIN_COLUMNS = {"email_hash bytea", "failures integer", "retry_at timestamp with time zone"}
 
-# An index that is not valid was left by a build that failed or was killed.
-SELECT_HAS_EMAIL_INDEX = """
-    SELECT EXISTS (SELECT FROM pg_class LEFT JOIN pg_index ON indexrelid = oid
-                   WHERE oid = to_regclass('public.user_email_folded_key') AND indisvalid IS NOT FALSE)
-"""
-
-DROP_INVALID_EMAIL_INDEX = """
-    DROP INDEX CONCURRENTLY IF EXISTS public.user_email_folded_key
-"""
-
-CREATE_EMAIL_INDEX = """
-    CREATE UNIQUE INDEX CONCURRENTLY user_email_folded_key
-    ON public."user" (public.user_email_fold(email) COLLATE "C")
-"""
+USER = 'public."user"'
+FOLDED_EMAIL = Index("user_email_folded_key", USER, 'public.user_email_fold(email) COLLATE "C"', "emails", unique=True)
+LIST_INDEXES = (
+    Index("user_lname_folded_idx", USER, 'public.user_email_fold(lname) COLLATE "C"', "last names"),
+    Index("user_updated_at_idx", USER, "updated_at, id", "times of change"),
+)
 
 # Of a constraint that is valid already, this costs nothing.
 VALIDATE_HASHES = """
@@ -118,30 +110,20 @@ def check(conn: Connection[Any], report: Report) -> bool:
 def _is_added(conn: Connection[Any], part: str, found: set[str]) -> bool:
     """Return whether schema.sql adds a missing part."""
     if part == EMAIL_INDEX:
-        return not _has_email_index(conn)
+        return bool(missing_indexes(conn, [FOLDED_EMAIL]))
     return part in ADDED and not any(f"{other} ".startswith(ADDED[part]) for other in found)
 
 
 def build_email_index(conn: Connection[Any], report: Report) -> None:
-    """Build the unique index of emails if schema.sql left that out: a minute for ten million rows.
-
-    It blocks no reads and writes, and waits for the transactions that are open. Raises SchemaError.
-    """
-    if _has_email_index(conn):
-        return
-    report("building the index of emails")
-    conn.execute(DROP_INVALID_EMAIL_INDEX)
-    try:
-        conn.execute(CREATE_EMAIL_INDEX)
-    except errors.UniqueViolation as exc:  # its detail would put an email into the log
-        conn.execute(DROP_INVALID_EMAIL_INDEX)
-        raise SchemaError("while the index of emails was built, two users got the same email: try again") from exc
+    """Build the unique index of emails if schema.sql left that out. Raises SchemaError."""
+    for index in missing_indexes(conn, [FOLDED_EMAIL]):
+        try:
+            build_index(conn, index, report)
+        except errors.UniqueViolation as exc:  # its detail would put an email into the log
+            conn.execute(f"DROP INDEX CONCURRENTLY IF EXISTS public.{index.name}")
+            raise SchemaError("while the index of emails was built, two users got the same email: try again") from exc
 
 
 def validate_hashes(conn: Connection[Any]) -> None:
     """Scan the table if schema.sql left that out: seconds for ten million rows. Blocks no reads and writes."""
     conn.execute(VALIDATE_HASHES)
-
-
-def _has_email_index(conn: Connection[Any]) -> bool:
-    return bool(conn.execute(SELECT_HAS_EMAIL_INDEX).fetchone()[0])  # type: ignore[index]

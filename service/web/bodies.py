@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from starlette.requests import Request
 
 MAX_VALUES = 100  # in a body, at any depth; no body of this service needs six
-MAX_PARAMETERS = 32  # in a query; no query of this service needs four
+MAX_PARAMETERS = 32  # in a query; no query of this service needs eight
 MAX_QUERY = 8192  # bytes: the longest email that PostgreSQL can index, 2704 bytes, percent-encoded
 
 

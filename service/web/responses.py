@@ -14,6 +14,10 @@ LINK = {"Link": {"description": "The next page, while there is one.", "schema": 
 ETAG = {"ETag": {"description": "For If-Match and If-None-Match.", "schema": {"type": "string"}}}
 REPLAYED = {"Idempotency-Replayed": {"description": "true, if so.", "schema": {"type": "string"}}}
 NOT_MODIFIED: dict[str, Any] = {"description": "If-None-Match has the ETag.", "headers": ETAG}
+TOTAL_COUNT = {
+    "X-Total-Count": {"description": "With count=exact: how many match, on all pages.", "schema": {"type": "integer"}},
+    "Preference-Applied": {"description": "The preference that was met.", "schema": {"type": "string"}},
+}
 LOCATION = {"Location": {"description": "The path of what was created.", "schema": {"type": "string"}}}
 
 

@@ -241,6 +241,7 @@ def test_every_constraint_has_the_name_that_the_code_knows(database: TestDatabas
             """).fetchall()
     assert {name for (name,) in found} == {
         "user_pkey", "user_email_folded_key", "user_email_lower_key", "user_password_hash_check",
+        "user_lname_folded_idx", "user_updated_at_idx",
     }  # fmt: skip
 
 

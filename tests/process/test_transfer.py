@@ -67,7 +67,7 @@ def run(database: TestDatabase, *arguments: object, status: int = 0, **options: 
 
 def session(database: TestDatabase) -> Session:
     found = environment.load(database.environment, dotenv=Path(os.devnull))
-    return prepare_server(found.server, found, UPGRADES, lambda _line: None)
+    return prepare_server(found.server, found, UPGRADES, lambda _line: None)[0]
 
 
 def imported(session: Session, file: Path, bad: Path | None = None, *, dry_run: bool = False) -> list[str]:

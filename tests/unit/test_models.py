@@ -3,7 +3,8 @@
 import sys
 import unicodedata
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import email_validator
@@ -98,8 +99,56 @@ def test_a_text_is_refused_or_taken_and_what_is_taken_is_normal(where: tuple[typ
         assert "Cc" not in map(unicodedata.category, taken)
     elif field == "password":
         assert taken == text
+    elif field == "q":
+        assert 1 <= len(taken) <= 100
+        assert taken == unicodedata.normalize("NFC", text)
     elif field == "email":
         assert len(taken.encode()) <= 254 or (taken == text and model in {Credentials, Page})
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(st.lists(st.integers(0, 2**63 + 1), max_size=102))
+def test_one_to_a_hundred_ids_are_taken(ids: list[int]) -> None:
+    text = ",".join(map(str, ids))
+    right = 1 <= len(ids) <= 100 and all(1 <= each < 2**63 for each in ids)
+    with nullcontext() if right else pytest.raises(ValidationError):
+        assert validated(Page, "id", text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", ",", "1,", ",1", "1,,2", "1, 2", "+1", "1.0", "0x1", "\u0661", "0", "9" * 20, "1\n"]
+)
+def test_ids_are_plain_decimal_digits(text: str) -> None:
+    with pytest.raises(ValidationError):
+        validated(Page, "id", text)
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(st.datetimes(timezones=st.timezones() | st.just(UTC)), st.sampled_from(["auto", "seconds", "milliseconds"]))
+def test_a_time_with_an_offset_is_taken_in_utc(moment: datetime, precision: str) -> None:
+    text = moment.isoformat(timespec=precision)
+    try:
+        taken = validated(Page, "updated_since", text)
+    except ValidationError:  # an offset of seconds, or in UTC the year is not of four digits
+        assert moment.utcoffset() not in {timedelta(0), timedelta(hours=1)} or not 1 < moment.year < 9999
+    else:
+        assert taken.endswith("Z")
+        assert datetime.fromisoformat(taken) == datetime.fromisoformat(text)
+        assert validated(Page, "updated_since", taken) == taken
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "now", "1700000000", "2026-11-23", "2026-11-23T08:50:46", "2026-11-23T08:50Z", "2026-13-23T08:50:46Z",
+        "2026-11-23T24:50:46Z", "2026-11-23T08:50:46+25:00", "2026-11-23T08:50:46+0100", "0000-01-01T00:00:00Z",
+        "0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00", "2026-11-23T08:50:46Z\n", "\uff12026-11-23T08:50:46Z",
+        "2026-11-23T08:50:46.0000000001Z", "2026-W48-1T08:50:46Z", "infinity",
+    ],
+)  # fmt: skip
+def test_what_is_no_rfc_3339_time_is_refused(text: str) -> None:
+    with pytest.raises(ValidationError, match="2026-11-23T08:50:46Z"):
+        validated(Page, "updated_since", text)
 
 
 def contract(text: str) -> str | None:
@@ -196,7 +245,7 @@ def test_nothing_too_long_is_normalised_or_parsed(
             validated(model, field, text)
     assert max(map(len, normalised), default=0) <= 400
     assert max((len(text.encode()) for text in parsed), default=0) <= 254
-    assert (short in normalised) == (field in NAMES | {"email"})
+    assert (short in normalised) == (field in NAMES | {"email", "q"})
     assert (short in parsed) == (field == "email")
 
 
