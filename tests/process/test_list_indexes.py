@@ -95,7 +95,7 @@ def test_a_role_that_may_not_build_them_serves_without(database: TestDatabase) -
     guest = guest_of(database)
     with database.connect() as conn:
         role = guest.environment["DATABASE_USERNAME"]
-        conn.execute(f'GRANT SELECT, INSERT, UPDATE, DELETE ON "user", failed_login TO {role};'
+        conn.execute(f'GRANT SELECT, INSERT, UPDATE, DELETE ON "user", failed_login, idempotency_key TO {role};'
                      f" GRANT USAGE ON SEQUENCE user_id_seq TO {role}")  # fmt: skip
         with Service(guest.environment) as service:
             until(lambda: "some lists stay slow until the next start: the role" in service.log, "the log says why")
