@@ -161,11 +161,14 @@ def test_a_list_reads_few_rows_whether_many_users_match_or_none(
     assert read <= 5 * 101
 
 
+@pytest.mark.parametrize("behind_pooler", ["", "SET LOCAL lock_timeout = '2s'"])
 @pytest.mark.parametrize("given", [{"q": "love"}, {"updated_since": "2000-01-01T00:00:00Z"}])
 def test_these_lists_are_planned_for_their_values_and_leave_the_session_as_it_was(
-    database: TestDatabase, given: dict[str, str]
+    database: TestDatabase, given: dict[str, str], behind_pooler: str
 ) -> None:
-    with PooledConnection.connect(database.conninfo, outage=Outage(), autocommit=True) as conn:
+    with PooledConnection.connect(
+        database.conninfo, outage=Outage(), session_setup=behind_pooler, autocommit=True
+    ) as conn:
         before = conn.execute("SHOW work_mem").fetchone()
         assert queries.find_users(conn, Page.model_validate(given), count=True)[2] == ROWS
         assert conn.execute("SELECT statement FROM pg_prepared_statements").fetchall() == []
