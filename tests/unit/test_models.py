@@ -116,7 +116,7 @@ def test_one_to_a_hundred_ids_are_taken(ids: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ",", "1,", ",1", "1,,2", "1, 2", "+1", "1.0", "0x1", "\u0661", "0", "9" * 20, "1\n"]
+    "text", ["", ",", "1,", ",1", "1,,2", "1, 2", "+1", "1.0", "0x1", "\u0661", "0", "01", "9" * 20, "1\n"]
 )
 def test_ids_are_plain_decimal_digits(text: str) -> None:
     with pytest.raises(ValidationError):
