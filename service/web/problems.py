@@ -33,7 +33,7 @@ MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20  # in a 422, so that a body of 10,000 unknown fields gets no response ten times its size
 MAX_NAME = 100  # characters of a field's name, for the same reason
 
-OUTCOME_UNKNOWN = "A change may or may not have been made: read before you send it again"
+OUTCOME_UNKNOWN = "A change may or may not have been made: send it again with its Idempotency-Key, or read first"
 
 RETRY_AFTER = 1  # seconds, the least that the header can say
 RETRY_LATER = {"Retry-After": str(RETRY_AFTER)}
