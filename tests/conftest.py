@@ -57,6 +57,14 @@ def fork_server() -> Iterator[ForkServer]:
         yield fork_server
 
 
+@pytest.fixture(scope="module")
+def forked(fork_server: ForkServer) -> Iterator[None]:
+    """Fork the services of this module, and what `run_command` runs: their start is not what is tested."""
+    Service.fork_server = fork_server
+    yield
+    Service.fork_server = None
+
+
 @pytest.fixture(scope="session")
 def argv(request: pytest.FixtureRequest) -> Sequence[str]:
     """The command line of the shared service; empty for `python -m service serve`."""
