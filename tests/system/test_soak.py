@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 from urllib.parse import urlsplit
 
 import psutil  # type: ignore[import-untyped]
@@ -22,7 +23,7 @@ ROUNDS = 10
 ROUND = 10_000  # requests
 CLIENTS = 12
 THREADS = 8
-STEADY = 0.05  # of the memory after the first round
+STEADY = 0.1  # of the memory of the first rounds: a leak of 110 bytes in each request. A round varies by 5 %
 
 # Creations wait for a core on a busy machine, and are refused in no test here.
 PATIENT = {"QUEUE_WAIT": "20", "REQUEST_DEADLINE": "25", "GRACEFUL_SHUTDOWN_TIMEOUT": "30"}
@@ -124,11 +125,11 @@ def test_a_hundred_thousand_requests_with_each_fault_among_them_leave_everything
         log = service.log
     outcomes = sum((client.outcomes for client in clients), Counter[tuple[str, str]]())
     users = {user_id: lname for client in clients for user_id, lname in client.users.items()}
-    growth = megabytes[-1] / megabytes[0]
+    first, last = median(megabytes[:3]), median(megabytes[-3:])
     record_figure(
         f"{outcomes.total()} requests in {took:.0f} s, {len(FAULTS)} faults, each in one of a hundred:"
-        f" {THREADS} sessions before, the same {THREADS} after; memory {megabytes[0]:.1f} MB after the first {ROUND},"
-        f" {megabytes[-1]:.1f} MB at the end ({growth:.3f})"
+        f" {THREADS} sessions before, the same {THREADS} after; memory {first:.1f} MB in the first three of"
+        f" {ROUNDS} rounds, {last:.1f} MB in the last ({last / first:.3f})"
     )
     assert after == before
     assert outcomes.total() == ROUNDS * ROUND
@@ -136,4 +137,4 @@ def test_a_hundred_thousand_requests_with_each_fault_among_them_leave_everything
     assert not {(kind, outcome) for kind, outcome in outcomes if outcome != KINDS[kind].outcome}
     assert users == {user_id: names.get(user_id) for user_id in users}
     assert not re.findall(r".* 500 [\d.]+ ms|Traceback.*|.* ERROR .*", log)
-    assert growth - 1 < STEADY, megabytes  # memory that is given back is no leak
+    assert last / first - 1 < STEADY, megabytes  # memory that is given back is no leak
