@@ -256,6 +256,7 @@ def _start(settings: Settings, *, reload: bool) -> None:
             proxy_headers=False,  # web/access.py needs the real peer, not what a header claims
         )
         if reload:
+            logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it also counts what reloads nothing
             config.reload_dirs.append(SCHEMA)  # uvicorn's parameter takes folders only
         sockets = listen.listen(bound, config.backlog, settings)
         logger.info("running on %s (Ctrl-C stops it)", ", ".join(map(listen.url, bound)))
