@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from service.extras import embedded
 from service.extras.embedded import EmbeddedError
+from service.extras.new_file import new_file
 
 # Folders of one version each, besides those of PATH and the wheel's: of Debian, of Red Hat, of Homebrew.
 FOLDERS = ("usr/lib/postgresql/*/bin", "usr/pgsql-*/bin", "opt/homebrew/opt/postgresql@*/bin")
@@ -78,18 +79,12 @@ def back_up(server: str, file: Path) -> None:
     """Write the database to `file`, which only its owner may read. Raises ProgramError; then there is no such file."""
     pg_dump = programs_for(_version(server)) / "pg_dump"
     conninfo, environment = _connection(server)
-    if file.exists():
-        raise ProgramError(f"{file} exists: choose another name")
-    part = file.with_name(f"{file.name}.part")
-    try:
+    with new_file(file, ProgramError) as part:
         _run(
             [pg_dump, "--format=custom", "--no-unlogged-table-data", "--exclude-table=public.schema_applied",
              f"--file={part}", conninfo],
             environment,
         )  # fmt: skip
-        part.rename(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def restore(server: str, file: Path) -> str:

@@ -27,6 +27,7 @@ from service.database.refusals import ConnectFailed, one_line
 from service.database.schema import Report
 from service.database.sessions import Session
 from service.database.sql import utc
+from service.extras.new_file import new_file
 from service.users.models import Password, UserReplacement
 from service.users.passwords import MAX_HASHES, hash_passwords, is_affordable_hash
 from service.web.models import MAX_ID, Text
@@ -167,7 +168,7 @@ def export_users(session: Session, file: Path | None, report: Report) -> None:
     BrokenPipeError when whoever reads standard output has gone.
     """
     progress, count = Progress(report, "users written"), 0
-    with _one_line_errors(), _new_file(file) as output, session.connect() as conn, conn.transaction():
+    with _one_line_errors(), _output(file) as output, session.connect() as conn, conn.transaction():
         conn.execute("SET LOCAL statement_timeout = 0")
         with conn.cursor().copy(COPY_USERS) as copy:
             for row in copy:  # the server sends each by itself
@@ -194,7 +195,7 @@ def import_users(session: Session, file: Path | None, bad_file: Path | None, rep
             raise TransferError(f"line {min(bad)}: {bad[min(bad)]}{more}; nothing was changed")
         for number in sorted(bad)[:MOST_NAMED]:
             report(f"line {number}: {bad[number]}")
-        with _new_file(bad_file) if bad else nullcontext() as output:
+        with _output(bad_file) if bad else nullcontext() as output:
             if output:
                 lines.seek(0)
                 output.writelines(line for number, line in enumerate(lines, 1) if number in bad)
@@ -326,24 +327,19 @@ def _opened(file: Path | None) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _new_file(file: Path | None) -> Iterator[IO[bytes]]:
+def _output(file: Path | None) -> Iterator[IO[bytes]]:
     """Write a new file that only its owner may read, and that has its name when it is complete; or standard output."""
     if file is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    if file.exists():
-        raise TransferError(f"{file} exists: choose another name")
-    part = file.with_name(f"{file.name}.part")
-    part.unlink(missing_ok=True)
-    try:
-        with open(part, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as output:
-            yield output
-            output.flush()
-            os.fsync(output.fileno())
-        part.rename(file)
-    finally:
-        part.unlink(missing_ok=True)
+    with (
+        new_file(file, TransferError) as part,
+        open(part, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as output,
+    ):
+        yield output
+        output.flush()
+        os.fsync(output.fileno())
 
 
 @contextmanager
