@@ -58,7 +58,7 @@ class PooledConnection(Connection[TupleRow]):
         time another thread takes it: on more than one core that cost half of the throughput. Raises psycopg.Error.
         """
         adapter = Transformer(self)
-        if setup := "; ".join(filter(None, (self.session_setup, setup))):
+        if self.session_setup or setup:
             literals = {name: adapter.as_literal(params[name]) for name in params}
             result = self._execute_with_setup(setup, query, literals)
         else:
@@ -75,12 +75,12 @@ class PooledConnection(Connection[TupleRow]):
         return adapter.load_row(0, tuple)
 
     def _execute_with_setup(self, setup: str, query: str, literals: Mapping[str, bytes]) -> PGresult:
-        """Send the setup and the statement as one message, which is one transaction, and return the last result.
+        """Send all setup and the statement as one message, which is one transaction, and return the last result.
 
         Such a message takes no parameters, so their values are in it as `literals` that psycopg has quoted.
         """
         statement = query % {name: literal.decode() for name, literal in literals.items()}
-        return self.pgconn.exec_(f"{setup}; {statement}".encode())
+        return self.pgconn.exec_("; ".join(filter(None, (self.session_setup, setup, statement))).encode())
 
     def _execute_prepared(self, text: bytes, values: Sequence[Any]) -> PGresult:
         name = self.statements.get(text)

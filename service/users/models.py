@@ -37,12 +37,15 @@ PLAIN_DOMAIN = re.compile(r"(?!.*xn--)[A-Za-z0-9.-]+")
 def _check_name(value: str) -> str:
     if CONTROL.search(value):
         raise PydanticCustomError("control_character", "Name should not contain control characters")
-    name = value.strip()
-    if len(name) <= MAX_RAW_NAME:
-        name = unicodedata.normalize("NFC", name)
+    name = _normalize(value.strip())
     if not 1 <= len(name) <= MAX_NAME:
         raise PydanticCustomError("name_length", "Name should have 1 to 100 characters")
     return name
+
+
+def _normalize(name: str) -> str:
+    """Return a name in NFC; as it is when that is too long to be a name."""
+    return unicodedata.normalize("NFC", name) if len(name) <= MAX_RAW_NAME else name
 
 
 def _validate_email(value: str) -> str:
@@ -80,11 +83,10 @@ def _check_no_space(value: str) -> str:
 
 
 def _check_prefix(value: str) -> str:
-    if len(value) <= MAX_RAW_NAME:
-        value = unicodedata.normalize("NFC", value)
-    if not 1 <= len(value) <= MAX_NAME:
+    prefix = _normalize(value)
+    if not 1 <= len(prefix) <= MAX_NAME:
         raise PydanticCustomError("prefix_length", "Input should have 1 to 100 characters")
-    return value
+    return prefix
 
 
 def _check_ids(value: str) -> str:
