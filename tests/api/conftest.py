@@ -5,16 +5,13 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.support.fork_server import ForkServer
 from tests.support.process import Service
 from tests.support.users import create
 
 
-@pytest.fixture(scope="package", autouse=True)
-def _forked(fork_server: ForkServer) -> Iterator[None]:
-    Service.fork_server = fork_server
-    yield
-    Service.fork_server = None
+@pytest.fixture(scope="module", autouse=True)
+def _forked(forked: None) -> None:
+    """Fork the services: no start is tested here."""
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.fork_server import ForkServer
 from tests.support.postgres import Cluster, TestDatabase, installed
 from tests.support.process import Service
 
@@ -19,12 +18,9 @@ SHORT = {
 }
 
 
-@pytest.fixture(scope="package", autouse=True)
-def _forked(fork_server: ForkServer) -> Iterator[None]:
+@pytest.fixture(scope="module", autouse=True)
+def _forked(forked: None) -> None:
     """Fork the services: no start is tested here."""
-    Service.fork_server = fork_server
-    yield
-    Service.fork_server = None
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ def test_who_waits_too_long_is_refused_and_keeps_nobody_back() -> None:
     run(limit=1, queue_wait=0.05)(scene)
 
 
-def test_who_is_cancelled_in_the_queue_may_finishs_it() -> None:
+def test_who_is_cancelled_in_the_queue_leaves_it() -> None:
     async def scene(clients: Clients) -> None:
         await clients.arrive(0, 1, 2)
         clients.tasks[1].cancel()
