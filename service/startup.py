@@ -39,7 +39,7 @@ def inspect_server(server: Callable[[], str], settings: Settings, report: Report
 
     The last value says whether TLS is in force.
 
-    Costs a connection and five round trips. Raises ServerUnreachable when a retry may help, and ServerRefused or
+    Costs a connection and four round trips. Raises ServerUnreachable when a retry may help, and ServerRefused or
     ServerUnfit when it does not. The text of each is one line that says what is wrong.
     """
     with _inspected(server, settings, report) as (session, found, conn):
@@ -50,7 +50,7 @@ def inspect_server(server: Callable[[], str], settings: Settings, report: Report
 def prepare_server(
     server: Callable[[], str], settings: Settings, upgrades: Sequence[Upgrade], report: Report
 ) -> tuple[Session, bool]:
-    """Inspect the server and apply the schema: four more round trips when the schema is up to date.
+    """Inspect the server and apply the schema: five more round trips when the schema is up to date.
 
     The last value says whether `schema.build_list_indexes` has something to do. Raises what `inspect_server` raises,
     and SchemaError.

@@ -2,8 +2,8 @@
 
 `CREATE TABLE IF NOT EXISTS` from 16 sessions at once failed in 40 of 160 tries, so one process at a time applies the
 schema, under an advisory lock. The lock is polled: a statement that waits for it holds a snapshot, and deadlocks with
-somebody's `CREATE INDEX CONCURRENTLY`. The hash of the applied text is stored: a start that finds its own hash costs
-two round trips and takes no lock.
+somebody's `CREATE INDEX CONCURRENTLY`. The hash of the applied text is stored: a start that finds its own hash takes
+no lock.
 """
 
 import time
@@ -96,7 +96,8 @@ class SchemaError(Exception):
 def apply(conn: Connection[Any], session: Session, upgrades: Sequence[Upgrade], report: Report) -> None:
     """Bring the schema up to date over `conn`, an autocommit connection that `session` opened.
 
-    Costs two round trips when it is up to date. Reports progress through `report`. Raises SchemaError.
+    Costs one round trip and those of the checks when it is up to date. Reports progress through `report`.
+    Raises SchemaError.
     """
     text = SCHEMA.read_bytes()
     with _translate_errors(conn):
