@@ -67,6 +67,11 @@ def test_the_start_says_who_may_do_what(
     assert said.replace("FILE", str(file)) in lines[0]
 
 
+def test_the_start_warns_root(database: TestDatabase) -> None:
+    with Service(database.environment) as service:
+        assert ("serving as root" in service.log) == (os.geteuid() == 0)
+
+
 def test_systemd_gets_word_when_requests_are_served(database: TestDatabase, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
