@@ -13,6 +13,7 @@ from tests.support.load import Load
 from tests.support.polling import until
 from tests.support.postgres import PASSWORD, Cluster, TestDatabase
 from tests.support.process import Service
+from tests.support.replication import promote, start_standby
 from tests.support.sessions import sessions
 
 THREADS = 8
@@ -21,20 +22,9 @@ THREADS = 8
 @pytest.fixture
 def standby(victim: Cluster) -> Iterator[Cluster]:
     """What `victim` acknowledges from here on has been applied there."""
-    standby = victim.standby()
-    try:
-        standby.start()
-        with psycopg.connect(victim.conninfo(), autocommit=True) as conn:
-            until(lambda: conn.execute("SELECT 1 FROM pg_stat_replication").fetchone(), "the standby follows")
-            conn.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
-            conn.execute("ALTER SYSTEM SET synchronous_commit = 'remote_apply'")
-            conn.execute("SELECT pg_reload_conf()")
-            synchronous = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
-            until(lambda: conn.execute(synchronous).fetchone(), "the standby is waited for")
-        yield standby
-    finally:
-        if hasattr(standby, "process"):
-            standby.remove()
+    standby = start_standby(victim)
+    yield standby
+    standby.remove()
 
 
 @pytest.fixture
@@ -55,11 +45,6 @@ def service(database: TestDatabase, standby: Cluster) -> Iterator[Service]:
 def heir(standby: Cluster, database: TestDatabase) -> TestDatabase:
     """The same database at the standby."""
     return TestDatabase(standby, database.name)
-
-
-def promote(standby: Cluster) -> None:
-    with psycopg.connect(standby.conninfo(), autocommit=True) as conn:
-        assert conn.execute("SELECT pg_promote()").fetchone() == (True,)
 
 
 def test_after_the_primary_is_gone_writes_go_on_at_the_promoted_standby_and_nothing_is_lost(

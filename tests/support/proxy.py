@@ -17,7 +17,7 @@ class Proxy:
         self.latency = 0.0  # seconds before each reply
         self.swallow = False  # pass nothing on, in either direction, and keep the connections open
         self.truncate = False  # pass on half of the next reply of each connection and close it
-        self.reset = False  # in place of the next reply, end the connection with RST
+        self.reset = False  # in place of the next reply, or of its second half, end the connection with RST
         self._tasks: set[asyncio.Task[None] | None] = set()  # the loop itself would let them be collected
         self.damaged = 0  # how many replies were truncated or replaced by RST
 
@@ -37,6 +37,10 @@ class Proxy:
         self._server.close()
         self._loop.run_until_complete(self._end())
         self._loop.close()
+
+    def cut(self) -> None:
+        """Close every connection."""
+        self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in self._tasks if task])
 
     async def _end(self) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -69,15 +73,9 @@ class Proxy:
                     await asyncio.sleep(0.01)
                 if reply:
                     await asyncio.sleep(self.latency)
-                    if self.reset:
+                    if self.truncate or self.reset:
                         self.damaged += 1
-                        linger = struct.pack("ii", 1, 0)  # close() then sends RST
-                        target.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                        return
-                    if self.truncate:
-                        self.damaged += 1
-                        target.write(data[: len(data) // 2])
-                        await target.drain()
+                        await self._damage(data, target)
                         return
                 target.write(data)
                 await target.drain()
@@ -85,3 +83,11 @@ class Proxy:
             pass
         if not reply:
             target.close()
+
+    async def _damage(self, data: bytes, target: asyncio.StreamWriter) -> None:
+        if self.truncate:
+            target.write(data[: len(data) // 2])
+            await target.drain()
+        if self.reset:
+            linger = struct.pack("ii", 1, 0)  # close() then sends RST
+            target.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
