@@ -173,10 +173,13 @@ def keep_outcome(statement: str) -> str:
     """
 
 
+# The lock makes it a write, which waits for synchronous standbys: after a crash, the primary may show an outcome that
+# no standby has, and a failover would lose it.
 SELECT_OUTCOME = """
     SELECT fingerprint, status, id, version, body
     FROM public.idempotency_key
     WHERE key_hash = %(key_hash)s::bytea
+    FOR KEY SHARE
 """
 
 # An array, because PostgreSQL may plan IN as a scan of the whole table. What another worker is deleting is skipped.

@@ -256,3 +256,20 @@ def test_every_write_with_a_key_is_made_exactly_once_whatever_breaks(
         f"exactly once: {writes.total()} writes, each made once, in {sent + reset} requests, {replays} of them"
         f" replayed; {faults.counts.total()} faults: {dict(faults.counts)}, {reset} connections reset"
     )
+
+
+def test_a_replay_is_acknowledged_only_when_the_standby_has_the_write(faults: Faults) -> None:
+    """Until then a failover would lose it: after a crash, the primary shows a write that its standby never got."""
+    client, key, user = faults.service.client, {"Idempotency-Key": token_hex(16)}, new_user()
+
+    def send() -> httpx.Response:
+        return client.post("/users", json=user, headers=key)
+
+    faults.standby.stop(signal.SIGQUIT)
+    assert send().status_code == 504
+    faults.stop_postgresql_at_once()
+    until(lambda: client.get("/users", params={"email": user["email"]}).json(), "the primary shows the user")
+    assert send().status_code == 504
+    faults.standby.start()
+    until(lambda: send().is_success, "the write is acknowledged")
+    assert send().headers["Idempotency-Replayed"] == "true"
