@@ -71,28 +71,42 @@ def test_an_older_release_goes_on_while_a_newer_one_is_deployed(database: TestDa
         assert "ERROR" not in old.log
 
 
-# The schema of the release before versions and idempotency keys.
+# The schema of the release before versions and idempotency keys, and its two statements that write.
 OLDER = SCHEMA.read_text().partition("-- Counts the changes of a row")[0]
+OLDER_INSERT = """
+    INSERT INTO public."user" (fname, lname, email, password_hash) VALUES ('A', 'B', %s, %s) RETURNING id
+"""
+OLDER_UPDATE = """
+    UPDATE public."user"
+    SET fname = coalesce(%(fname)s::text, fname), updated_at = now()
+    WHERE id = %(id)s
+"""
 
 
 def test_an_older_table_gets_versions_while_an_older_release_goes_on(database: TestDatabase) -> None:
     """The older release inserts and updates as it did, and knows nothing of versions."""
-    insert = "INSERT INTO \"user\" (fname, lname, email, password_hash) VALUES ('A', 'B', %s, %s) RETURNING id"
     with database.connect() as older:
         older.execute(OLDER)
-        [(before,)] = older.execute(insert, ["before@example.com", DUMMY_HASH])
+        [(before,)] = older.execute(OLDER_INSERT, ["before@example.com", DUMMY_HASH])
         rewritten = "SELECT pg_relation_filenode('\"user\"')"
         file = older.execute(rewritten).fetchone()
         with Service(database.environment) as service:
             assert older.execute(rewritten).fetchone() == file, "no row is rewritten: so it is instant"
-            [(after,)] = older.execute(insert, ["after@example.com", DUMMY_HASH])
+            [(after,)] = older.execute(OLDER_INSERT, ["after@example.com", DUMMY_HASH])
             for user_id in (before, after):
                 path = f"/users/{user_id}"
                 tag = service.client.get(path).headers["ETag"]
                 assert (tag == '"1"') == (user_id == before)
-                older.execute("UPDATE \"user\" SET fname = 'Ada' WHERE id = %s", [user_id])
-                changed = service.client.patch(path, json={"fname": "Eve"}, headers={"If-Match": tag})
-                assert changed.status_code == 412
+                older.execute(OLDER_UPDATE, {"fname": "Ada", "id": user_id})
+                read = service.client.get(path)
+                assert (read.headers["ETag"], read.json()["fname"]) == (f'"{int(tag[1:-1]) + 1}"', "Ada")
+                stale, current = (
+                    service.client.patch(path, json={"fname": "Eve"}, headers={"If-Match": each})
+                    for each in (tag, read.headers["ETag"])
+                )
+                assert (stale.status_code, current.status_code) == (412, 200)
+                stored = older.execute('SELECT fname, version FROM "user" WHERE id = %s', [user_id]).fetchone()
+                assert stored == ("Eve", int(tag[1:-1]) + 2)
                 key = {"Idempotency-Key": str(user_id)}
                 first, again = (service.client.delete(path, headers=key) for _ in range(2))
                 assert (first.status_code, again.status_code) == (204, 204)
