@@ -214,21 +214,23 @@ BEGIN
 END
 $$;
 
--- Counts the changes of a row, whoever makes them: psql, and a release that knows nothing of versions.
+-- Gives a row a new version with each change, whoever makes it: psql, and a release that knows nothing of versions. It is
+-- the microseconds since 1970: a version that was lost, as a backup was restored, or a failover lost the last changes, is
+-- never given to another content. So it is with a row that is deleted and made again with the same id.
 DO $$
 BEGIN
-    IF to_regprocedure('public.count_version()') IS NULL
+    IF NOT EXISTS (SELECT FROM pg_proc
+                   WHERE oid = to_regprocedure('public.count_version()') AND prosrc LIKE '%greatest%')
     THEN
-        CREATE FUNCTION public.count_version() RETURNS trigger LANGUAGE plpgsql AS $count$
+        CREATE OR REPLACE FUNCTION public.count_version() RETURNS trigger LANGUAGE plpgsql AS $count$
         BEGIN
-            NEW.version := OLD.version + 1;
+            NEW.version := greatest(OLD.version + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
             RETURN NEW;
         END
         $count$;
     END IF;
 
-    -- The first default is for the rows that exist, which are not rewritten. Then a new row begins with the microseconds
-    -- since 1970: a row that is deleted and made again with the same id never has a former version.
+    -- The first default is for the rows that exist, which are not rewritten.
     IF NOT EXISTS (SELECT FROM pg_attribute
                    WHERE attrelid = 'public."user"'::regclass AND attname = 'version' AND NOT attisdropped)
     THEN

@@ -39,6 +39,7 @@ BATCH = 1000
 MOST_NAMED = 20  # bad lines whose rule is reported
 
 # In CSV, COPY writes text as it is unless it holds one of these characters, and JSON escapes control characters.
+# Without the version: an imported user gets a new one, as an ETag of before must not match what is changed afterwards.
 COPY_USERS = f"""
     COPY (SELECT row_to_json(u)
           FROM (SELECT id, fname, lname, email, password_hash, {utc("created_at")}, {utc("updated_at")}

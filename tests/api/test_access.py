@@ -331,3 +331,18 @@ def test_without_keys_a_page_that_rebinds_its_name_gets_nothing(database: TestDa
                 assert scope == "open" or found == status or (status is None and found in {200, 404, 422}), line
         is_problem(service.client.get("/users", headers={"Via": "1.1 proxy"}), 421, "unknown-host")
         is_problem(service.client.get("/nowhere", headers={"Host": "evil.example.com"}), 421, "unknown-host")
+
+
+def test_an_idempotency_key_is_another_one_for_each_api_key(service: Service, keys: Keys) -> None:
+    users = {scope: new_user() for scope in ("write", "signup")}
+
+    def send(scope: str) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {keys[scope]}", "Idempotency-Key": "the-same"}
+        return service.client.post("/users", json=users[scope], headers=headers)
+
+    first = {scope: send(scope) for scope in users}
+    again = {scope: send(scope) for scope in users}
+    for scope, user in users.items():
+        assert (first[scope].status_code, first[scope].json()["email"]) == (201, user["email"])
+        assert again[scope].headers["Idempotency-Replayed"] == "true"
+        assert again[scope].content == first[scope].content

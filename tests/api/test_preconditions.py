@@ -133,6 +133,19 @@ def test_a_user_made_again_with_the_same_id_has_another_etag(client: httpx.Clien
     assert etag(client, path) != tag
 
 
+def test_a_version_that_a_restore_undid_is_not_given_again(client: httpx.Client, database: TestDatabase) -> None:
+    """Or a client that read what the restore undid would change what came after, unaware."""
+    path = f"/users/{create(client, id=78)['id']}"
+    with database.connect() as conn:
+        conn.execute('CREATE TABLE backup AS SELECT * FROM "user" WHERE id = 78')
+        undone = [change(client, "PATCH", path).headers["ETag"] for _ in range(3)]
+        conn.execute('DELETE FROM "user" WHERE id = 78')
+        conn.execute('INSERT INTO "user" SELECT * FROM backup')
+        conn.execute("DROP TABLE backup")
+    assert change(client, "PATCH", path).headers["ETag"] not in undone
+    is_failed(change(client, "PATCH", path, If_Match=undone[0]), etag(client, path))
+
+
 def test_of_changes_at_once_that_read_before_they_write_none_is_lost(
     service: Service, client: httpx.Client, record_figure: Callable[[str], None]
 ) -> None:

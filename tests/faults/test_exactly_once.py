@@ -182,15 +182,14 @@ class Client:
 
     def one_user(self) -> None:
         created = self.write("POST", "/users", json=new_user())
-        path, version = created.headers["Location"], int(created.headers["ETag"].strip('"'))
-        for number in range(1, CHANGES + 1):
-            changed = self.write("PATCH", path, json={"fname": f"Ada {number}"})
-            assert int(changed.headers["ETag"].strip('"')) == version + number, "a change was lost, or made twice"
+        path, tag = created.headers["Location"], created.headers["ETag"]
+        for number in range(CHANGES):
+            tag = self.write("PATCH", path, json={"fname": f"Ada {number}"}, headers={"If-Match": tag}).headers["ETag"]
         self.write("DELETE", path)
 
     def write(self, method: str, path: str, **content: Any) -> httpx.Response:
         """Send a write until it is acknowledged, and sometimes once more; return the answer."""
-        headers = {"Idempotency-Key": token_hex(16)}
+        headers = {"Idempotency-Key": token_hex(16), **content.pop("headers", {})}
         if self._random.random() < 0.05:
             self.send_and_reset(method, path, headers, content.get("json"))
         first = self.until_acknowledged(method, path, headers=headers, **content)

@@ -72,7 +72,7 @@ def test_an_older_release_goes_on_while_a_newer_one_is_deployed(database: TestDa
 
 
 # The schema of the release before versions and idempotency keys, and its two statements that write.
-OLDER = SCHEMA.read_text().partition("-- Counts the changes of a row")[0]
+OLDER = SCHEMA.read_text().partition("-- Gives a row a new version")[0]
 OLDER_INSERT = """
     INSERT INTO public."user" (fname, lname, email, password_hash) VALUES ('A', 'B', %s, %s) RETURNING id
 """
@@ -99,14 +99,14 @@ def test_an_older_table_gets_versions_while_an_older_release_goes_on(database: T
                 assert (tag == '"1"') == (user_id == before)
                 older.execute(OLDER_UPDATE, {"fname": "Ada", "id": user_id})
                 read = service.client.get(path)
-                assert (read.headers["ETag"], read.json()["fname"]) == (f'"{int(tag[1:-1]) + 1}"', "Ada")
+                assert read.json()["fname"] == "Ada"
+                assert int(read.headers["ETag"].strip('"')) > int(tag.strip('"')), "the version grows"
                 stale, current = (
                     service.client.patch(path, json={"fname": "Eve"}, headers={"If-Match": each})
                     for each in (tag, read.headers["ETag"])
                 )
                 assert (stale.status_code, current.status_code) == (412, 200)
-                stored = older.execute('SELECT fname, version FROM "user" WHERE id = %s', [user_id]).fetchone()
-                assert stored == ("Eve", int(tag[1:-1]) + 2)
+                assert older.execute('SELECT fname FROM "user" WHERE id = %s', [user_id]).fetchone() == ("Eve",)
                 key = {"Idempotency-Key": str(user_id)}
                 first, again = (service.client.delete(path, headers=key) for _ in range(2))
                 assert (first.status_code, again.status_code) == (204, 204)
