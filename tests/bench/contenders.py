@@ -31,7 +31,9 @@ class Contender:
         return [self.program, *self.command.format(port=port).split()]
 
 
-OURS = Contender("ours", "this service", "-m service serve", ours=True)
+OWN = ("update_keyed", "update_matched", "newest", "ids", "prefix", "since", "counted")  # what no peer has
+
+OURS = Contender("ours", "this service", "-m service serve", (*EVERYTHING, *OWN), ours=True)
 READS = ("one", "page")
 
 # What `ARGS=short` compares: the strongest forms of the peers, and ours where it may use any core.

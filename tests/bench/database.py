@@ -59,7 +59,7 @@ def restore(database: TestDatabase) -> None:
     """Put the users back as they were, with no dead row left in the table or its indexes."""
     with database.as_superuser() as conn:
         conn.execute("SET lock_timeout = '20s'")
-        conn.execute('TRUNCATE "user"')
+        conn.execute('TRUNCATE "user", idempotency_key')
         conn.execute(INSERT_USERS, (USERS,))
         conn.execute('VACUUM (FREEZE, ANALYZE) "user"')
 

@@ -32,6 +32,7 @@ STATEMENTS = {
 def pgbench(database: TestDatabase, load: Load, seconds: float) -> Driven:
     """Run the statement of a workload. pgbench counts in whole seconds, a warm-up included."""
     variables, statement = STATEMENTS[load.workload]
+    statement = re.sub(":(MI|SS)", r"' || ':' || '\1", statement)  # of a time: pgbench would read variables
     statement = re.sub(r"%\((\w+)\)s", r":\1", statement)
     whole = math.ceil(WARM_UP + seconds) + 1  # the first of them it needs to connect
     with tempfile.TemporaryDirectory(prefix="pgbench-") as folder:

@@ -23,6 +23,13 @@ WORKLOADS = {
         Workload("page1000", "A page of 1,000"),
         Workload("create", "Create", writes=True),
         Workload("update", "Update", writes=True),
+        Workload("update_keyed", "Update with an Idempotency-Key", writes=True),
+        Workload("update_matched", "Update with If-Match", writes=True),
+        Workload("newest", "A page of 100, from the largest id"),
+        Workload("ids", "100 users by their ids"),
+        Workload("prefix", "A page of 100 by the beginning of a name"),
+        Workload("since", "A page of 100 that were changed since a time"),
+        Workload("counted", "A page of 100, with the number of all 10,000"),
         Workload("mix", "Mix: 80 % one user, 10 % a page of 100, 8 % update, 2 % create", CONCURRENCY, writes=True),
     )
 }

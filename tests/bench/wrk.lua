@@ -2,13 +2,13 @@
 
 local workload, users, created
 
-local function get(path)
-  return "GET " .. path .. " HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+local function get(path, header)
+  return "GET " .. path .. " HTTP/1.1\r\nHost: 127.0.0.1\r\n" .. (header or "") .. "\r\n"
 end
 
-local function send(method, path, body)
-  return method .. " " .. path .. " HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
-    .. #body .. "\r\n\r\n" .. body
+local function send(method, path, body, header)
+  return method .. " " .. path .. " HTTP/1.1\r\nHost: 127.0.0.1\r\n" .. (header or "")
+    .. "Content-Type: application/json\r\nContent-Length: " .. #body .. "\r\n\r\n" .. body
 end
 
 local requests = {}
@@ -31,8 +31,39 @@ function requests.create()
     .. '@example.com","password":"nanoseconds"}')
 end
 
-function requests.update()
-  return send("PATCH", "/users/" .. math.random(users), '{"fname":"Ada' .. math.random(1000) .. '"}')
+function requests.update(header)
+  return send("PATCH", "/users/" .. math.random(users), '{"fname":"Ada' .. math.random(1000) .. '"}', header)
+end
+
+function requests.update_keyed()
+  created = created + 1
+  return requests.update("Idempotency-Key: " .. prefix .. created .. "\r\n")
+end
+
+function requests.update_matched()
+  return requests.update("If-Match: *\r\n")
+end
+
+function requests.newest()
+  return get("/users?limit=100&order=-id&after=" .. math.random(200, users))
+end
+
+function requests.ids()
+  local first, ids = math.random(1, users - 9700), {}
+  for number = 1, 100 do ids[number] = first + 97 * number end
+  return get("/users?limit=100&id=" .. table.concat(ids, ","))
+end
+
+function requests.prefix()
+  return get("/users?limit=100&q=last" .. math.random(10, 99))
+end
+
+function requests.since()
+  return get("/users?limit=100&updated_since=2025-01-01T00:0" .. math.random(0, 2) .. ":00Z")
+end
+
+function requests.counted()
+  return get("/users?limit=100&after=" .. math.random(1, users - 200), "Prefer: count=exact\r\n")
 end
 
 function requests.mix()
