@@ -149,7 +149,7 @@ def test_a_version_that_a_restore_undid_is_not_given_again(client: httpx.Client,
 def test_of_changes_at_once_that_read_before_they_write_none_is_lost(
     service: Service, client: httpx.Client, record_figure: Callable[[str], None]
 ) -> None:
-    """Each client increments the same number again and again. LOST_UPDATES=64x200 is the whole test, 5 minutes."""
+    """Each client increments the same number again and again. LOST_UPDATES=64x200 is the whole test, 9 minutes."""
     clients, increments = map(int, os.environ.get("LOST_UPDATES", "16x8").split("x"))
     path = f"/users/{create(client, fname='0')['id']}"
 
