@@ -214,9 +214,9 @@ BEGIN
 END
 $$;
 
--- Gives a row a new version with each change, whoever makes it: psql, and a release that knows nothing of versions. It is
--- the microseconds since 1970: a version that was lost, as a backup was restored, or a failover lost the last changes, is
--- never given to another content. So it is with a row that is deleted and made again with the same id.
+-- Gives a row a new version with each change, whoever makes it: psql, and a release that knows nothing of versions. Versions
+-- are microseconds since 1970. So a version that a restore or a failover undid is never given to other content, and a row
+-- that is deleted and made again with the same id has none of the former versions.
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_proc
