@@ -10,7 +10,7 @@ from tests.process.test_grown_table import replace_workers, serves
 from tests.support.checkout import Checkout, copied
 from tests.support.postgres import Cluster, TestDatabase
 from tests.support.process import Service
-from tests.support.schemas import everything
+from tests.support.schemas import everything, prepare
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -110,6 +110,24 @@ def test_an_older_table_gets_versions_while_an_older_release_goes_on(database: T
                 key = {"Idempotency-Key": str(user_id)}
                 first, again = (service.client.delete(path, headers=key) for _ in range(2))
                 assert (first.status_code, again.status_code) == (204, 204)
+
+
+FORMER_VERSIONS = """
+    CREATE OR REPLACE FUNCTION count_version() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN NEW.version := OLD.version + 1; RETURN NEW; END';
+    DROP TABLE schema_applied;
+    INSERT INTO "user" (id, fname, lname, email, password_hash, version)
+    VALUES (1, 'Ada', 'Lovelace', 'ada@example.com', '$argon2id$', 1)
+"""
+
+
+def test_versions_that_were_counted_become_times_when_the_schema_is_applied(database: TestDatabase) -> None:
+    prepare(database)
+    with database.connect() as conn:
+        conn.execute(FORMER_VERSIONS)
+        assert prepare(database) == ["schema.sql is applied"]
+        [version] = conn.execute("UPDATE \"user\" SET fname = 'Eve' RETURNING version").fetchone() or [0]
+    assert version > 1_700_000_000_000_000
 
 
 def test_a_table_of_a_second_resource_that_was_dropped_is_made_again(database: TestDatabase) -> None:
