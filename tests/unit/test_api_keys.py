@@ -116,8 +116,8 @@ def test_a_file_that_cannot_be_read_leaves_the_keys_as_they_were(path: Path, cap
     assert caplog.text.count("cannot be read") == 1
     assert names(ApiKeys(path), ada) == [""]
     path.rmdir()
-    path.write_bytes(content.replace(b"ada", b"eve"))
-    assert names(keys, ada) == ["eve"]
+    path.write_bytes(content.replace(b"ada", b"grace"))  # of another size, as it may have the same time
+    assert names(keys, ada) == ["grace"]
 
 
 def test_a_file_that_others_may_read_is_reported(path: Path, caplog: pytest.LogCaptureFixture) -> None:
