@@ -42,6 +42,7 @@ from service.web.problems import PROBLEMS
 from service.web.resource import Resource
 from service.web.root_path import RootPath
 from service.web.routing import EventLoopRoute, check_routes, endpoint_route, not_found
+from service.web.stalled_commits import StalledCommits
 from service.web.workers import BACKLOG, Workers
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
     )
     database = Database(workers.size, Watchdog(leak_threshold=settings.leak_threshold), tracing.connection_class)
     readiness = Readiness()
+    stalled_commits = StalledCommits(workers, database, patience=min(2.0, settings.request_deadline / 4))
     publisher = MetricsPublisher(workers, queue, hashing, database)
     access = Access(settings)
 
@@ -111,7 +113,8 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
                 await anyio.to_thread.run_sync(startup.begin)
                 _spare_the_collector()
                 await stack.enter_async_context(expiring(queue.expire, hashing.expire, workers.expire))
-                await stack.enter_async_context(idempotency.sweeping(workers, database))
+                await stack.enter_async_context(idempotency.sweeping(workers, database, stalled_commits))
+                await stack.enter_async_context(stalled_commits.watching())
                 await stack.enter_async_context(publisher.run(app.routes))
             systemd.notify("READY=1")
             early_queue = EarlyQueue(queue, access, app.routes, settings.root_path, traced=tracing.configured())
@@ -132,7 +135,7 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
     for resource in resources:
         table.update(resource.problems)
 
-    route_class = endpoint_route(Runtime(workers, queue, hashing, settings.request_deadline))
+    route_class = endpoint_route(Runtime(workers, queue, hashing, stalled_commits, settings.request_deadline))
     paths = (*(resource.path for resource in resources), "/docs", "/readyz")
     links = {path.strip("/"): settings.root_path + path for path in paths}
     for router in (

@@ -2,7 +2,8 @@
 
 DatabaseFailure
 ├── DatabaseUnavailable      no connection can be had, or the server refused: nothing was done
-│   └── TooManyConnections   the server is up, and has no connection left for us
+│   ├── TooManyConnections   the server is up, and has no connection left for us
+│   └── CommitsStalled       the server is up, and a write would wait for a synchronous standby
 ├── DeadlineExceeded         stopped at its limit: nothing was done
 └── OutcomeUnknown           the statement may have been carried out
 ├── ConnectionBroke      the connection broke under it
@@ -40,6 +41,10 @@ class DatabaseUnavailable(DatabaseFailure):
 
 class TooManyConnections(DatabaseUnavailable):
     """The server is up and refuses another connection: `max_connections`, or a limit of the role or database."""
+
+
+class CommitsStalled(DatabaseUnavailable):
+    """A write would wait for a synchronous standby that does not answer. Nothing was done."""
 
 
 class DeadlineExceeded(DatabaseFailure):

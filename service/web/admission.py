@@ -5,6 +5,7 @@ has returned, so a client that sends or reads slowly never holds one.
 """
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
@@ -15,7 +16,14 @@ from service.telemetry import metrics
 
 FULL, LATE = "full", "late"  # why a request is refused
 
+READ_SHARE = 4  # one permit, and one thread, in so many is for reads only
+
 TICK = 0.05  # seconds between two searches for requests that have waited too long
+
+
+def share_for_writes(count: int) -> int:
+    """Return how many of `count` permits or threads writes may hold: a write may wait for long, for a standby."""
+    return max(1, count - math.ceil(count / READ_SHARE))
 
 
 class Overloaded(Exception):
@@ -25,16 +33,17 @@ class Overloaded(Exception):
 class Permit:
     """The right to be at work, until it is released or its `with` block ends. Releasing it again does nothing."""
 
-    __slots__ = ("_admission",)
+    __slots__ = ("_admission", "_is_write")
 
-    def __init__(self, admission: "Admission | None") -> None:
+    def __init__(self, admission: "Admission | None", *, is_write: bool = False) -> None:
         self._admission = admission
+        self._is_write = is_write
 
     def release(self) -> None:
         """Pass the permit on. Call it on the event loop."""
         admission, self._admission = self._admission, None
         if admission:
-            admission.release()
+            admission.release(is_write=self._is_write)
 
     def __enter__(self) -> Self:
         return self
@@ -43,14 +52,19 @@ class Permit:
         self.release()
 
 
-Turn = asyncio.Future[Permit]
+class Turn(asyncio.Future[Permit]):
+    """A place in the queue."""
+
+    is_write = False
 
 
 class Admission:
     """Permits for `limit` requests at work and `backlog` ready for them. At most `queue_length` others wait.
 
-    First come, first served; but those of low priority wait behind all others, and lose their place to them. To be
-    used on one event loop only, where `expire` must be called regularly.
+    First come, first served; but those of low priority wait behind all others, and lose their place to them. And reads
+    overtake the writes that find no permit left of their share.
+
+    To be used on one event loop only, where `expire` must be called regularly.
     """
 
     def __init__(self, limit: int, *, backlog: int, name: str, queue_length: int, queue_wait: float) -> None:
@@ -58,6 +72,7 @@ class Admission:
         self.limit = limit
         self.backlog = backlog
         self.free = limit + backlog
+        self.free_for_writes = share_for_writes(self.free)
         self.length = queue_length
         self.wait = queue_wait
         self.name = name
@@ -65,6 +80,7 @@ class Admission:
         # Until when each request waits, in the order in which they came.
         self._line = OrderedDict[Turn, float]()
         self._low_priority = OrderedDict[Turn, float]()
+        self._overtaken = OrderedDict[Turn, float]()  # writes whose turn came when their share was held
 
     @property
     def in_flight(self) -> int:
@@ -74,30 +90,31 @@ class Admission:
     @property
     def waiting(self) -> int:
         """How many wait for a permit."""
-        return len(self._line) + len(self._low_priority)
+        return len(self._line) + len(self._low_priority) + len(self._overtaken)
 
     @property
     def full(self) -> bool:
         """Whether a request that came now would be refused."""
-        return not self.free and self.waiting >= self.length
+        return not self.free and self.waiting - len(self._overtaken) >= self.length
 
     def refuse(self, reason: str) -> Overloaded:
         """Count a refusal, and return what is to be raised."""
         metrics.REQUESTS_REFUSED.labels(self.name, reason).inc()
         return Overloaded(reason)
 
-    def try_acquire(self) -> Permit | None:
+    def try_acquire(self, *, is_write: bool = False) -> Permit | None:
         """Return a permit if one is free."""
-        if not self.free:
+        if not self.free or (is_write and not self.free_for_writes):
             return None
         self.free -= 1
-        return Permit(self)
+        self.free_for_writes -= is_write
+        return Permit(self, is_write=is_write)
 
-    async def acquire(self, until: float, *, low_priority: bool = False) -> Permit:
+    async def acquire(self, until: float, *, low_priority: bool = False, is_write: bool = False) -> Permit:
         """Return a permit; wait for it until the monotonic time `until`. Raises Overloaded."""
-        if permit := self.try_acquire():
+        if permit := self.try_acquire(is_write=is_write):
             return permit
-        turn = self.enqueue(until, low_priority=low_priority)
+        turn = self.enqueue(until, low_priority=low_priority, is_write=is_write)
         try:
             return await turn
         except asyncio.CancelledError:
@@ -106,7 +123,7 @@ class Admission:
         except Overloaded as exc:
             raise self.refuse(str(exc)) from None
 
-    def enqueue(self, until: float, *, low_priority: bool = False) -> Turn:
+    def enqueue(self, until: float, *, low_priority: bool = False, is_write: bool = False) -> Turn:
         """Return a future that gets a permit, or fails with Overloaded shortly after `until`.
 
         Give it to `cancel` when the permit is no longer wanted. Its failure is not counted: `refuse` does that.
@@ -114,13 +131,16 @@ class Admission:
         """
         if time.monotonic() >= until:
             raise self.refuse(LATE)
-        if self.waiting >= self.length:
+        waiting = self.waiting if is_write else self.waiting - len(self._overtaken)
+        if waiting >= self.length:
             displaced = None if low_priority else _pop(self._low_priority, last=True)
             if not displaced:
                 raise self.refuse(FULL)
             displaced.set_exception(Overloaded(FULL))
-        turn: Turn = asyncio.get_running_loop().create_future()
-        (self._low_priority if low_priority else self._line)[turn] = until
+        turn = Turn(loop=asyncio.get_running_loop())
+        turn.is_write = is_write
+        line = self._overtaken if self.free else self._low_priority if low_priority else self._line
+        line[turn] = until
         return turn
 
     def cancel(self, turn: Turn) -> None:
@@ -129,22 +149,38 @@ class Admission:
             if turn.exception() is None:
                 turn.result().release()
             return
-        self._line.pop(turn, None)
-        self._low_priority.pop(turn, None)
+        for line in (self._line, self._low_priority, self._overtaken):
+            line.pop(turn, None)
         turn.cancel()
         metrics.REQUESTS_ABANDONED.labels(self.name).inc()
 
-    def release(self) -> None:
+    def release(self, *, is_write: bool = False) -> None:
         """Pass a permit on to the next in line. Called by the permit."""
         self.released += 1
-        if turn := _pop(self._line) or _pop(self._low_priority):
-            turn.set_result(Permit(self))
-        else:
-            self.free += 1
+        self.free += 1
+        self.free_for_writes += is_write
+        if turn := self._next():
+            self.free -= 1
+            self.free_for_writes -= turn.is_write
+            turn.set_result(Permit(self, is_write=turn.is_write))
+
+    def _next(self) -> Turn | None:
+        """Remove and return the turn that gets a free permit."""
+        if self.free_for_writes and (turn := _pop(self._overtaken)):
+            return turn
+        for line in (self._line, self._low_priority):
+            while line:
+                turn, until = line.popitem(last=False)
+                if turn.done():  # its task was cancelled, and has not run since
+                    continue
+                if not turn.is_write or self.free_for_writes:
+                    return turn
+                self._overtaken[turn] = until
+        return None
 
     def expire(self, now: float) -> None:
         """Refuse the requests that have waited too long: the oldest are in front."""
-        for line in (self._line, self._low_priority):
+        for line in (self._line, self._low_priority, self._overtaken):
             while line and next(iter(line.values())) <= now:
                 turn, _ = line.popitem(last=False)
                 if not turn.done():

@@ -28,6 +28,7 @@ from service.web.arguments import Arguments
 from service.web.arrival import Arrival
 from service.web.bodies import read_json
 from service.web.responses import json_response
+from service.web.stalled_commits import StalledCommits
 from service.web.workers import Workers
 
 _REQUEST: ContextVar[tuple[Scope, Any]] = ContextVar("_REQUEST")  # and its parsed body
@@ -58,6 +59,7 @@ class Runtime:
     workers: Workers
     queue: Admission  # before the threads
     hashing: Admission  # before that, for requests that hash a password: they never keep a thread from a read
+    stalled_commits: StalledCommits
     deadline: float  # seconds from the end of a request's body to its response
 
 
@@ -74,8 +76,11 @@ class Endpoint:
         """Handle one request. Raises what problems.py answers with the statuses at the steps below."""
         arrival: Arrival = scope["arrival"]
         record = RECORD.get()
+        is_write = scope["method"] != "GET"
         if self._runtime.queue.full and not arrival.permit:
             raise self._runtime.queue.refuse(FULL)  # 503, before anything is spent on it
+        if is_write:
+            self._runtime.stalled_commits.check()  # 503
 
         body: Any = PydanticUndefined
         if self._route.body_field is not None:
@@ -84,16 +89,17 @@ class Endpoint:
             record.queued_at = time.monotonic()
         DEADLINE.set(record.queued_at + self._runtime.deadline)
         arguments = await self.arguments.read(Request(scope, receive), body)  # 422
-        if scope["method"] != "GET":
+        if is_write:
             _REQUEST.set((scope, body))
             record.subject = ",".join(quote(str(arguments.get(name, ""))) for name in scope["path_params"])
 
         with (
             await self._permit_to_hash(arrival, body),  # 503
-            arrival.permit or await _acquire(self._runtime.queue, arrival),  # 503; until here, nothing is held
+            # 503; until here, nothing is held
+            arrival.permit or await _acquire(self._runtime.queue, arrival, is_write=is_write),
         ):
             arrival.admitted = True
-            result = await self._run(scope["method"], arguments)  # on a thread, with at most one connection
+            result = await self._run(arguments, is_write=is_write)  # on a thread, with at most one connection
         response = result if isinstance(result, Response) else await self._response(result)
         await response(scope, receive, send)  # a client that reads slowly holds nothing
 
@@ -108,13 +114,15 @@ class Endpoint:
         record.queued_to_hash, record.queued_at = now - record.queued_at, now
         return permit
 
-    async def _run(self, method: str, arguments: Mapping[str, Any]) -> Any:  # noqa: ANN401 - the endpoint's own
+    async def _run(self, arguments: Mapping[str, Any], *, is_write: bool) -> Any:  # noqa: ANN401 - the endpoint's own
         """Run the endpoint on a thread; a read whose connection breaks, once more."""
-        run = partial(self._runtime.workers.run, self._route.endpoint, arguments)
+        if is_write:
+            self._runtime.stalled_commits.check()  # 503: it may have waited since the first check
+        run = partial(self._runtime.workers.run, self._route.endpoint, arguments, is_write=is_write)
         try:
             return await run(start_by=_start_by(self._runtime.queue))
         except ConnectionBroke:
-            if method != "GET":
+            if is_write:
                 raise  # a write may have been carried out
             metrics.READS_RETRIED.inc()
             return await run(start_by=DEADLINE.get())
@@ -125,9 +133,9 @@ class Endpoint:
         return json_response(content, self._route.status_code or 200)
 
 
-async def _acquire(admission: Admission, arrival: Arrival) -> Permit:
+async def _acquire(admission: Admission, arrival: Arrival, *, is_write: bool = False) -> Permit:
     """Return a permit. Raises Overloaded, and ClientDisconnect when the client left while its request waited."""
-    permit = await admission.acquire(_start_by(admission), low_priority=arrival.low_priority)
+    permit = await admission.acquire(_start_by(admission), low_priority=arrival.low_priority, is_write=is_write)
     if arrival.disconnected():
         permit.release()
         metrics.REQUESTS_ABANDONED.labels(admission.name).inc()

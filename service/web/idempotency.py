@@ -34,6 +34,7 @@ from service.web.endpoint import name_subject, request_content
 from service.web.preconditions import Preconditions, etag
 from service.web.problems import IdempotencyKeyReused
 from service.web.responses import json_text_response
+from service.web.stalled_commits import StalledCommits
 from service.web.workers import Workers
 
 VISIBLE = re.compile(r"[\x21-\x7e]{1,255}")
@@ -207,7 +208,7 @@ def delete_outdated(database: Database) -> int:
 
 
 @asynccontextmanager
-async def sweeping(workers: Workers, database: Database) -> AsyncIterator[None]:
+async def sweeping(workers: Workers, database: Database, stalled_commits: StalledCommits) -> AsyncIterator[None]:
     """Delete outdated outcomes every SWEEP_PERIOD while the block runs, unless all threads are busy then."""
 
     async def run() -> None:
@@ -220,6 +221,7 @@ async def sweeping(workers: Workers, database: Database) -> AsyncIterator[None]:
                 deadline = time.monotonic() + SWEEP_TIMEOUT
                 DEADLINE.set(deadline)
                 with suppress(DatabaseFailure, Error, Overloaded):  # the next sweep deletes what this one leaves
+                    stalled_commits.check()
                     count = await workers.run(delete_outdated, {"database": database}, start_by=deadline)
 
     task = asyncio.create_task(run())

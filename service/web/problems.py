@@ -15,6 +15,7 @@ from psycopg import IntegrityError, errors
 from starlette.exceptions import HTTPException
 
 from service.database.errors import (
+    CommitsStalled,
     ConnectionBroke,
     ConnectionCut,
     DatabaseUnavailable,
@@ -180,6 +181,11 @@ PROBLEMS: ProblemTable = {
         "database-unavailable", 503, "The database has no connection left",
         "Nothing was done: the database is up and has reached its limit of connections (max_connections, or the"
         " role's own). Try again after the seconds in Retry-After.", RETRY_LATER,
+    ),
+    CommitsStalled: Problem(
+        "database-unavailable", 503, "The database takes no writes now",
+        "Nothing was done: a standby of the database, which must have each write, does not answer."
+        " Try again after the seconds in Retry-After.", RETRY_LATER,
     ),
     ConnectionBroke: Problem(
         "database-unavailable", 503, "The connection to the database broke",

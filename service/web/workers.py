@@ -5,6 +5,7 @@ call: a call through the pool costs 50 µs of a core, one through this queue 5.
 """
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -17,7 +18,7 @@ from anyio import to_thread
 
 from service.telemetry import metrics
 from service.telemetry.record import RECORD
-from service.web.admission import LATE, Overloaded
+from service.web.admission import LATE, Overloaded, share_for_writes
 
 # Calls ready for each thread, so that it need not wait for the event loop to admit the next. Requests a second at 64
 # clients with 0, 1, 3 and 7 of them: 1, 1.16, 1.3 and 1.2.
@@ -29,11 +30,14 @@ SPARE = 1  # threads of AnyIO's pool that are left for what is no endpoint
 class Call:
     """A function on its way to a thread and back."""
 
-    __slots__ = ("_arguments", "_context", "_function", "_loop", "result", "start_by")
+    __slots__ = ("_arguments", "_context", "_function", "_loop", "is_write", "result", "start_by")
 
-    def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any], start_by: float) -> None:
+    def __init__(
+        self, function: Callable[..., Any], arguments: Mapping[str, Any], start_by: float, *, is_write: bool
+    ) -> None:
         self._function = function
         self._arguments = arguments
+        self.is_write = is_write
         self._context = copy_context()
         self._loop = asyncio.get_running_loop()
         self.start_by = start_by
@@ -73,6 +77,8 @@ class Workers:
         self.size = size
         self.in_flight = 0  # calls that are ready or run
         self._ready: deque[Call] = deque()  # whoever removes a call, a thread or the event loop, decides its outcome
+        self._overtaken: deque[Call] = deque()  # writes whose turn came when others had their share
+        self._free_for_writes = threading.Semaphore(share_for_writes(size))
         self._wake_ups: SimpleQueue[bool] = SimpleQueue()  # one for each call; False ends a thread
 
     @property
@@ -98,12 +104,14 @@ class Workers:
             for _ in threads:
                 self._wake_ups.put(False)  # noqa: FBT003 - see above
 
-    async def run(self, function: Callable[..., Any], arguments: Mapping[str, Any], *, start_by: float) -> Any:  # noqa: ANN401 - its own
+    async def run(
+        self, function: Callable[..., Any], arguments: Mapping[str, Any], *, start_by: float, is_write: bool = False
+    ) -> Any:  # noqa: ANN401 - its own
         """Call `function` on a thread, in a copy of the current context.
 
         Raises Overloaded when it has not begun by the monotonic time `start_by`.
         """
-        call = Call(function, arguments, start_by)
+        call = Call(function, arguments, start_by, is_write=is_write)
         self.in_flight += 1
         self._ready.append(call)
         self._wake_ups.put(True)  # noqa: FBT003 - see above
@@ -118,20 +126,34 @@ class Workers:
 
     def expire(self, now: float) -> None:
         """Refuse the calls that should have begun; the oldest are in front."""
-        for call in list(self._ready):
+        for call in (*self._ready, *self._overtaken):
             if call.start_by < now and self._remove(call):
                 metrics.REQUESTS_REFUSED.labels("threads", LATE).inc()
                 call.fail(Overloaded(LATE))
 
     def _remove(self, call: Call) -> bool:
         """Return whether the call was still ready: no thread will begin it."""
-        with suppress(ValueError):
-            self._ready.remove(call)  # atomic
-            return True
+        for calls in (self._ready, self._overtaken):
+            with suppress(ValueError):
+                calls.remove(call)  # atomic
+                return True
         return False
 
     def _work(self, started: asyncio.Future[None]) -> None:
         started.get_loop().call_soon_threadsafe(started.set_result, None)
         while self._wake_ups.get():
             with suppress(IndexError):  # the call was removed
-                self._ready.popleft().carry_out()
+                call = self._ready.popleft()
+                if call.is_write:
+                    self._overtaken.append(call)
+                    self._write()
+                else:
+                    call.carry_out()
+
+    def _write(self) -> None:
+        """Carry out writes in their order, while they have not all of their share of the threads."""
+        while self._overtaken and self._free_for_writes.acquire(blocking=False):
+            try:
+                self._overtaken.popleft().carry_out()
+            finally:
+                self._free_for_writes.release()

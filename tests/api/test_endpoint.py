@@ -13,7 +13,7 @@ from service.web.access import allow
 from service.web.admission import Admission
 from service.web.endpoint import Runtime
 from service.web.routing import endpoint_route
-from service.web.workers import Workers
+from tests.support.asgi import runtime
 from tests.support.more_endpoints import Session
 from tests.support.polling import until
 from tests.support.postgres import TestDatabase
@@ -136,6 +136,4 @@ def test_an_endpoint_takes_the_whole_body_as_one_parameter(resources: Runtime, w
 
 @pytest.fixture
 def resources() -> Runtime:
-    workers = Workers(1)
-    admission = Admission(1, backlog=0, name="threads", queue_length=1, queue_wait=1)
-    return Runtime(workers, admission, admission, deadline=1)
+    return runtime(Admission(1, backlog=0, name="threads", queue_length=1, queue_wait=1))

@@ -10,9 +10,22 @@ from urllib.parse import unquote
 import httpx
 
 from service.app import create_app
+from service.database.pool import Database
+from service.database.watchdog import Watchdog
 from service.settings import Settings
+from service.web.admission import Admission
+from service.web.endpoint import Runtime
+from service.web.stalled_commits import StalledCommits
+from service.web.workers import Workers
 
 PATIENCE = 10.0  # seconds: what waits for the database would wait for ever
+
+
+def runtime(admission: Admission) -> Runtime:
+    """Return what endpoints run on, which has not started."""
+    workers = Workers(1)
+    stalled_commits = StalledCommits(workers, Database(1, Watchdog(leak_threshold=1)), patience=1)
+    return Runtime(workers, admission, admission, stalled_commits, deadline=1)
 
 
 class Application:

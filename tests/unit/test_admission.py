@@ -26,10 +26,10 @@ class Clients:
         self._may_finish: dict[int, asyncio.Event] = {}
         self.tasks: dict[int, asyncio.Task[None]] = {}
 
-    async def arrive(self, *names: int, low_priority: bool = False) -> None:
+    async def arrive(self, *names: int, low_priority: bool = False, is_write: bool = False) -> None:
         for name in names:
             self._may_finish[name] = asyncio.Event()
-            self.tasks[name] = asyncio.create_task(self._hold(name, low_priority=low_priority))
+            self.tasks[name] = asyncio.create_task(self._hold(name, low_priority=low_priority, is_write=is_write))
             await settle()
 
     async def finish(self, *names: int) -> None:
@@ -37,9 +37,10 @@ class Clients:
             self._may_finish[name].set()
         await settle()
 
-    async def _hold(self, name: int, *, low_priority: bool) -> None:
+    async def _hold(self, name: int, *, low_priority: bool, is_write: bool) -> None:
+        until = time.monotonic() + self.admission.wait
         try:
-            permit = await self.admission.acquire(time.monotonic() + self.admission.wait, low_priority=low_priority)
+            permit = await self.admission.acquire(until, low_priority=low_priority, is_write=is_write)
         except Overloaded:
             self.refused.append(name)
             return
@@ -102,6 +103,44 @@ def test_no_more_than_the_limit_are_inside_and_the_others_come_in_their_order() 
 
     run(limit=3)(scene)
     run(limit=2, backlog=1)(scene)
+
+
+def test_reads_overtake_the_writes_that_find_their_share_taken() -> None:
+    async def scene(clients: Clients) -> None:
+        await clients.arrive(*range(5), is_write=True)
+        assert clients.at_work == [0, 1, 2], "one permit in four is for reads only"
+        await clients.arrive(5, 6)
+        assert clients.at_work == [0, 1, 2, 5]
+        await clients.arrive(7, is_write=True)
+        await clients.arrive(8)
+        await clients.finish(5)
+        await clients.finish(6)
+        assert clients.at_work == [0, 1, 2, 8], "reads come in their order"
+        await clients.finish(1, 0, 2)
+        assert clients.at_work == [8, 3, 4, 7], "and so do writes"
+
+    run(limit=4)(scene)
+
+
+def test_writes_that_were_overtaken_fill_the_queue_for_no_read() -> None:
+    async def scene(clients: Clients) -> None:
+        await clients.arrive(*range(5), is_write=True)
+        await clients.arrive(5, 6, 7)
+        assert (clients.at_work, clients.refused) == ([0, 1, 2, 5], [4, 7])
+        await clients.finish(5)
+        assert clients.at_work == [0, 1, 2, 6]
+
+    run(limit=4, queue_length=1)(scene)
+
+
+def test_an_overtaken_write_that_waits_too_long_is_refused() -> None:
+    async def scene(clients: Clients) -> None:
+        await clients.arrive(*range(4), is_write=True)
+        async with asyncio.timeout(10):
+            await clients.tasks[3]
+        assert (clients.at_work, clients.refused) == ([0, 1, 2], [3])
+
+    run(limit=4, queue_wait=0.05)(scene)
 
 
 def test_who_comes_when_the_queue_is_full_is_refused_at_once() -> None:

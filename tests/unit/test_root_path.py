@@ -9,9 +9,8 @@ from service.extras.http.early_queue import EarlyQueue
 from service.settings import Settings, SettingsError
 from service.web.access import Access, allow
 from service.web.admission import Admission
-from service.web.endpoint import Runtime
 from service.web.routing import endpoint_route
-from service.web.workers import Workers
+from tests.support.asgi import runtime
 
 ADMISSION = Admission(1, backlog=0, name="threads", queue_length=0, queue_wait=1)
 
@@ -23,7 +22,7 @@ def read_user() -> Response:
 
 @pytest.fixture
 def early_queue() -> EarlyQueue:
-    router = APIRouter(route_class=endpoint_route(Runtime(Workers(1), ADMISSION, ADMISSION, deadline=1)))
+    router = APIRouter(route_class=endpoint_route(runtime(ADMISSION)))
     router.get("/users/{user_id}")(read_user)
     return EarlyQueue(ADMISSION, Access(Settings()), router.routes, "/api", traced=False)
 

@@ -122,6 +122,30 @@ def test_a_call_that_nobody_awaits_any_more_is_never_carried_out() -> None:
     assert done == []
 
 
+def test_writes_leave_a_thread_to_reads_and_come_in_their_order() -> None:
+    done: list[int] = []
+
+    def write(number: int) -> None:
+        done.append(number)
+
+    async def scene(workers: Workers) -> None:
+        hold = Hold()
+        held = asyncio.create_task(workers.run(hold, {}, start_by=later(), is_write=True))
+        assert await asyncio.to_thread(hold.begun.acquire, timeout=LONG)
+        writes = [workers.run(write, {"number": n}, start_by=later(), is_write=True) for n in range(5)]
+        late = workers.run(write, {"number": 9}, start_by=later(0.2), is_write=True)
+        waiting = asyncio.gather(*writes, late, return_exceptions=True)
+        assert await workers.run(lambda: 7, {}, start_by=later()) == 7
+        await asyncio.sleep(0.3)
+        assert (done, await workers.run(lambda: 8, {}, start_by=later())) == ([], 8)
+        hold.go.set()
+        await held
+        assert [type(each) for each in await waiting] == [type(None)] * 5 + [Overloaded]
+
+    play(scene)
+    assert done == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_call_that_is_given_up_while_it_runs_ends_without_an_error(*, fails: bool) -> None:
     hold = Hold()

@@ -1,0 +1,92 @@
+"""Refuse writes while commits wait for a synchronous standby that does not answer.
+
+Nothing ends such a wait: PostgreSQL would report a commit that was cancelled as done, though no standby has it. So a
+write is cut at its deadline, and leaves a session behind at PostgreSQL, within max_connections, until the standby
+answers. It is by these sessions that the next write can be refused, and that the end of the wait is seen. See
+https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from psycopg import Error
+
+from service.database.errors import CommitsStalled, DatabaseFailure
+from service.database.pool import Database
+from service.database.watchdog import DEADLINE
+from service.telemetry.record import RECORD, Record
+from service.web.admission import Overloaded
+from service.web.workers import Workers
+
+logger = logging.getLogger(__name__)
+
+PERIOD = 0.5  # seconds between two looks
+ASK_TIMEOUT = 2.0  # seconds
+
+# Sessions of other workers and instances count too: their role is ours. Without more rights, no others are visible.
+SELECT_STALLED = """
+    SELECT EXISTS (SELECT
+                   FROM pg_stat_activity
+                   WHERE usename = current_user
+                     AND wait_event = 'SyncRep'
+                     AND query_start < clock_timestamp() - make_interval(secs => %(seconds)s::float8))
+"""
+
+
+class StalledCommits:
+    """Of one worker. Asks the database only after something has held a connection for `patience` seconds."""
+
+    def __init__(self, workers: Workers, database: Database, *, patience: float) -> None:
+        """Take commits for stalled when one waits for more than `patience` seconds."""
+        self._workers = workers
+        self._database = database
+        self._patience = patience
+        self._stalled = False
+
+    def check(self) -> None:
+        """Raise CommitsStalled when a write would have to wait."""
+        if self._stalled:
+            raise CommitsStalled("a synchronous standby does not answer")
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Look every PERIOD while the block runs."""
+
+        async def run() -> None:
+            RECORD.set(Record("-", "look for stalled commits", ""))
+            while True:
+                await asyncio.sleep(PERIOD)
+                if self._stalled or self._is_suspicious():
+                    with suppress(DatabaseFailure, Error, Overloaded):  # looked for again in a moment
+                        await self._look()
+
+        task = asyncio.create_task(run())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    def _is_suspicious(self) -> bool:
+        since, _ = next(iter(self._database.watchdog.holders()), (time.monotonic(), ""))
+        return time.monotonic() - since > self._patience
+
+    async def _look(self) -> None:
+        deadline = time.monotonic() + ASK_TIMEOUT
+        DEADLINE.set(deadline)
+        arguments = {"database": self._database, "seconds": self._patience}
+        stalled = await self._workers.run(select_stalled, arguments, start_by=deadline)
+        if stalled and not self._stalled:
+            logger.error("writes are refused: commits wait for a synchronous standby that does not answer")
+        elif self._stalled and not stalled:
+            logger.info("writes are carried out again: no commit waits for a synchronous standby")
+        self._stalled = stalled
+
+
+def select_stalled(database: Database, seconds: float) -> bool:
+    """Return whether a commit has waited for a synchronous standby for more than `seconds`."""
+    with database.connection() as conn:
+        [stalled] = conn.fetchone(SELECT_STALLED, {"seconds": seconds}) or [False]
+    return bool(stalled)
