@@ -62,6 +62,7 @@ class Database:
         self.watchdog = watchdog
         self._connection_class = connection_class
         self._drained_at = 0.0
+        self._read_only: PooledConnection | None = None  # the newest on which a write was refused for that
         self._closed = threading.Event()
         self._pool: Pool | None = None
 
@@ -111,6 +112,10 @@ class Database:
             self._drained_at = time.monotonic()
             self._pool.drain()
 
+    def drain_for_writes(self, refused: PooledConnection) -> None:
+        """Replace every connection as old as `refused` once another server takes writes."""
+        self._read_only = refused
+
     def stats(self) -> dict[str, int]:
         """Return the statistics of psycopg_pool; none before `open()`."""
         return self._pool.get_stats() if self._pool else {}
@@ -125,9 +130,19 @@ class Database:
     def _refill(self, pool: Pool) -> None:
         """Have a pool that gave up connecting try again: by itself it does so only for a request."""
         while not self._closed.wait(RECONNECT_TIMEOUT):
+            if self._read_only:
+                self._leave_standby(self._read_only)
             if pool.get_stats()["pool_size"] < self._size:
                 self._adapt_to_pooler()
                 pool.check()
+
+    def _leave_standby(self, refused: PooledConnection) -> None:
+        """Replace the connections as soon as a server takes writes; until then, these serve reads."""
+        self._read_only = None
+        with suppress(ConnectFailed, SettingsError), self._session.connect() as conn:
+            reported = map(conn.pgconn.parameter_status, (b"default_transaction_read_only", b"in_hot_standby"))
+            if b"on" not in reported:  # DATABASE_URL may ask for any server
+                self.drain(refused)
 
     def _adapt_to_pooler(self) -> None:
         """Connect without options from now on when only that succeeds: a pooler took the place of the server."""
@@ -187,7 +202,9 @@ class Checkout:
         """Raise the service's error for the driver's; return when it is about the data."""
         ended = self._conn.closed or isinstance(exc, SESSION_ENDED)
         failure = statement_failure(exc, broke=ended, cut=self._lease.cut)
-        if isinstance(failure, ConnectionBroke) or isinstance(exc, errors.ReadOnlySqlTransaction):
+        if isinstance(failure, ConnectionBroke):
             self._database.drain(self._conn)
+        elif isinstance(exc, errors.ReadOnlySqlTransaction):
+            self._database.drain_for_writes(self._conn)
         if failure:
             raise failure from exc

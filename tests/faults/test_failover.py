@@ -98,6 +98,27 @@ def test_a_primary_that_becomes_read_only_under_its_connections_is_left_for_the_
     assert first < 1
 
 
+@pytest.mark.parametrize("wanted", ["read-write", "any"])
+def test_a_server_that_stays_read_only_keeps_its_connections_for_reads(victim: Cluster, wanted: str) -> None:
+    database = victim.create_database()
+    server = f"{database.name}:{quote(PASSWORD)}@127.0.0.1:{database.cluster.port}/{database.name}"
+    url = f"postgresql://{server}?target_session_attrs={wanted}"
+    with (
+        Service({**SHORT, "DATABASE_URL": url}) as service,
+        psycopg.connect(database.cluster.conninfo(), autocommit=True) as conn,
+    ):
+        until(lambda: len(sessions(database)) == THREADS, "every connection is there")
+        before = set(sessions(database))
+        conn.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        conn.execute("SELECT pg_reload_conf()")
+        until(lambda: service.client.delete("/users/1").status_code == 503, "writes are refused")
+        end = time.monotonic() + 2
+        while time.monotonic() < end:  # several times the period of the search for a server that takes writes
+            assert service.client.delete("/users/1").status_code == 503
+            assert service.client.get("/users").status_code == 200
+        assert before <= set(sessions(database))
+
+
 def test_a_standby_that_stops_holds_up_one_write_to_its_deadline_and_no_read(
     service: Service, standby: Cluster, database: TestDatabase, record_figure: Callable[[str], None]
 ) -> None:
