@@ -5,8 +5,12 @@ client's SET stays for the next client. So behind a pooler each statement follow
 transaction: the timeouts hold, and it costs no round trip.
 """
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import psycopg
@@ -26,6 +30,8 @@ KEEPALIVES = {"idle": 5, "interval": 1, "count": 3}
 
 # A setting of our own: the session has it only if the server received our options.
 OPTIONS_MARKER = "-c service.options=received"
+
+HEAD_START = 0.25  # seconds until the next host is tried as well, as RFC 8305 recommends
 
 SELECT_STATE = """
     SELECT current_setting('service.options', true) AS options, current_setting('transaction_read_only') AS read_only
@@ -68,21 +74,56 @@ class Session:
 def connect_for_writes(connect: Callable[..., C], conninfo: str, **arguments: Any) -> C:  # noqa: ANN401 - of psycopg
     """Call `connect` for the host that takes writes, and make sure that it received our options.
 
-    Costs a round trip more than `connect`. Raises psycopg.Error.
+    A host that is silent keeps the next one waiting for HEAD_START only, as in RFC 8305. Costs a round trip more than
+    `connect`. Raises psycopg.Error.
     """
-    try:
+    if conninfo_to_dict(conninfo).get("target_session_attrs") != TAKES_WRITES:
         return _connect(connect, conninfo, arguments)
-    except psycopg.Error as exc:
-        if READ_ONLY not in str(exc):
-            raise
-        error = exc
-    # libpq believes what is reported, and a pooler may report the state of before a failover: ask each host.
-    for host in _hosts(conninfo):
+    arguments["target_session_attrs"] = "any"  # a pooler may report the state of before a failover: _check asks for it
+    hosts = list(_hosts(conninfo))
+    if len(hosts) == 1:
+        return _connect(connect, conninfo, arguments)
+    attempts: list[Future[C]] = []
+    finished: SimpleQueue[Future[C]] = SimpleQueue()
+    failures: list[BaseException] = []
+    while len(failures) < len(hosts):
+        if len(attempts) < len(hosts):
+            attempts.append(_begin(partial(_connect, connect, hosts[len(attempts)], arguments), finished.put))
         try:
-            return _connect(connect, host, {**arguments, "target_session_attrs": "any"})
-        except psycopg.Error as exc:
-            error = exc
-    raise error
+            attempt = finished.get(timeout=HEAD_START if len(attempts) < len(hosts) else None)
+        except Empty:
+            continue
+        if failure := attempt.exception():
+            failures.append(failure)
+            continue
+        for other in attempts:
+            if other is not attempt:
+                other.add_done_callback(_discard)
+        return attempt.result()
+    if len({type(each) for each in failures}) == 1:
+        raise type(failures[0])("; ".join(sorted(map(str, failures))))
+    raise OperationalError("; ".join(sorted(map(str, failures))))
+
+
+def _begin(call: Callable[[], C], then: Callable[[Future[C]], None]) -> Future[C]:
+    """Call `call` on a thread of its own, which does not keep the process from ending."""
+    future: Future[C] = Future()
+    future.add_done_callback(then)
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as exc:  # noqa: BLE001 - raised where the result is used
+            future.set_exception(exc)
+
+    threading.Thread(target=run, name="connect", daemon=True).start()
+    return future
+
+
+def _discard(attempt: Future[C]) -> None:
+    """Close a connection that came too late."""
+    if attempt.exception() is None:
+        attempt.result().close()
 
 
 def _connect(connect: Callable[..., C], conninfo: str, arguments: dict[str, Any]) -> C:

@@ -1,16 +1,20 @@
 """Behind something that does not take the options of a connection, and that nobody announced."""
 
+import socket
 import time
 from collections.abc import Iterator
 from urllib.parse import quote
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
+from service.database.sessions import connect_for_writes
 from tests.faults.conftest import SHORT
 from tests.support.polling import until
 from tests.support.postgres import PASSWORD, Cluster, TestDatabase
 from tests.support.process import Service
+from tests.support.proxy import Proxy
 from tests.support.relay import Relay, error_response, parameter_status
 from tests.support.sessions import locked
 
@@ -65,6 +69,23 @@ def test_a_pooler_that_appears_while_the_service_runs_is_served_through(relay: R
         relay.refuses = False  # and disappears again
         relay.cut()
         until(lambda: service.client.get("/users").status_code == 200, "it serves again")
+
+
+def test_silent_hosts_do_not_hold_up_the_next_one_and_a_late_connection_is_closed(database: TestDatabase) -> None:
+    with Proxy(database.cluster.port) as slow, socket.create_server(("127.0.0.1", 0)) as silent:
+        slow.latency = 0.3
+        ports = f"{slow.port},{silent.getsockname()[1]},{database.cluster.port}"
+        others = {"host": ",".join(["127.0.0.1"] * 3), "port": ports, "application_name": "late"}
+        conninfo = make_conninfo(database.conninfo, **others, target_session_attrs="read-write")
+        began = time.monotonic()
+        conn = connect_for_writes(psycopg.connect, conninfo, autocommit=True)
+        took = time.monotonic() - began
+        count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'late'"
+        with conn:
+            until(lambda: conn.execute(count).fetchone() == (2,), "the slow one connects too")
+            until(lambda: conn.execute(count).fetchone() == (1,), "and is closed")
+            assert conn.info.port == database.cluster.port
+    assert took < 2, "each silent host may take 2 s or more"
 
 
 def test_hosts_whose_reports_are_out_of_date_are_asked(database: TestDatabase) -> None:
