@@ -10,7 +10,7 @@ from typing import Any, Self
 from psycopg import Connection, Error, OperationalError, errors
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import DiagnosticField, ExecStatus
-from psycopg.pq.abc import PGresult
+from psycopg.pq.abc import PGconn, PGresult
 from psycopg.rows import TupleRow
 
 from service.database.outage import Outage
@@ -68,7 +68,7 @@ class PooledConnection(Connection[TupleRow]):
             if result.error_field(DiagnosticField.SQLSTATE) in STALE:
                 del self.statements[text]
                 result = self._execute_prepared(text, values)
-        _check(result)
+        _check(result, self.pgconn)
         if not result.ntuples:
             return None
         adapter.set_pgresult(result)
@@ -86,7 +86,7 @@ class PooledConnection(Connection[TupleRow]):
         name = self.statements.get(text)
         if name is None:
             name = b"s%d" % next(NUMBERS)
-            _check(self.pgconn.prepare(name, text))
+            _check(self.pgconn.prepare(name, text), self.pgconn)
             self.statements[text] = name
         return self.pgconn.exec_prepared(name, values)
 
@@ -107,10 +107,10 @@ def _positional(query: str) -> tuple[bytes, list[str]]:
     return text.encode(), names
 
 
-def _check(result: PGresult) -> None:
+def _check(result: PGresult, pgconn: PGconn) -> None:
     """Raise the error of a result, if it is one."""
     if result.status in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
         return
     if result.error_field(DiagnosticField.SQLSTATE) is None:  # it comes from libpq: the connection broke
-        raise OperationalError(result.get_error_message())
+        raise OperationalError(pgconn.get_error_message())  # with the server's last words, which the result lacks
     raise errors.error_from_result(result)

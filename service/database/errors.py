@@ -2,6 +2,7 @@
 
 DatabaseFailure
 ├── DatabaseUnavailable      no connection can be had, or the server refused: nothing was done
+│   ├── NotSent              the session was refused before it took the statement
 │   ├── TooManyConnections   the server is up, and has no connection left for us
 │   └── CommitsStalled       the server is up, and a write would wait for a synchronous standby
 ├── DeadlineExceeded         stopped at its limit: nothing was done
@@ -11,6 +12,7 @@ DatabaseFailure
 """
 
 import logging
+import re
 
 from psycopg import Error, OperationalError, errors
 
@@ -26,6 +28,19 @@ SESSION_ENDED = (
     errors.IdleInTransactionSessionTimeout,
 )
 
+# A session that cannot begin is refused with one of these. A pooler begins one when there is a statement for it.
+SESSION_REFUSED = (
+    errors.CannotConnectNow,
+    errors.InvalidAuthorizationSpecification,
+    errors.InvalidCatalogName,
+    errors.InvalidPassword,
+    errors.TooManyConnections,
+)
+
+# PgBouncer's words for the same. Its SQLSTATE is 08P01 for these too, and libpq keeps none when the connection ends.
+NO_SQLSTATE = (None, "08P01")
+POOLER_REFUSED = re.compile(r"query_wait_timeout|server_login_retry|cannot connect to server|no such (user|database)")
+
 # What an administrator changed under the running service: a table is being restored, a privilege was revoked, a
 # sequence has a limit.
 STATEMENT_REFUSED = (errors.UndefinedTable, errors.InsufficientPrivilege, errors.SequenceGeneratorLimitExceeded)
@@ -37,6 +52,10 @@ class DatabaseFailure(Exception):
 
 class DatabaseUnavailable(DatabaseFailure):
     """No connection can be had, or the server refused the statement. Nothing was done."""
+
+
+class NotSent(DatabaseUnavailable):
+    """The session was refused before it took the statement. Nothing was done."""
 
 
 class TooManyConnections(DatabaseUnavailable):
@@ -77,6 +96,8 @@ def statement_failure(exc: Error, *, broke: bool, cut: bool) -> DatabaseFailure 
     """
     if isinstance(exc, errors.ReadOnlySqlTransaction):  # after a failover, this node is a standby
         return DatabaseUnavailable("the server became read-only")
+    if isinstance(exc, SESSION_REFUSED) or (exc.sqlstate in NO_SQLSTATE and POOLER_REFUSED.search(str(exc))):
+        return NotSent("the session was refused")
     if isinstance(exc, STATEMENT_REFUSED):
         logger.error("the server refused a statement: %s", exc.diag.message_primary)
     elif not isinstance(exc, OperationalError):
@@ -85,6 +106,6 @@ def statement_failure(exc: Error, *, broke: bool, cut: bool) -> DatabaseFailure 
         return ConnectionCut("the connection was cut at the request's deadline")
     if isinstance(exc, (errors.QueryCanceled, errors.LockNotAvailable)):
         return DeadlineExceeded("the statement ran past its limit")
-    if broke:
-        return ConnectionBroke("the connection broke")
-    return DatabaseUnavailable("the server could not carry out the statement")  # its disk is full, for example
+    # Its disk is full, for example.
+    unavailable = DatabaseUnavailable("the server could not carry out the statement")
+    return ConnectionBroke("the connection broke") if broke else unavailable

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.database.errors import ConnectionBroke
+from service.database.errors import ConnectionBroke, NotSent
 from service.database.watchdog import DEADLINE
 from service.telemetry import metrics
 from service.telemetry.record import RECORD
@@ -115,13 +115,13 @@ class Endpoint:
         return permit
 
     async def _run(self, arguments: Mapping[str, Any], *, is_write: bool) -> Any:  # noqa: ANN401 - the endpoint's own
-        """Run the endpoint on a thread; a read whose connection breaks, once more."""
+        """Run the endpoint on a thread; a read that its connection does not carry out, once more."""
         if is_write:
             self._runtime.stalled_commits.check()  # 503: it may have waited since the first check
         run = partial(self._runtime.workers.run, self._route.endpoint, arguments, is_write=is_write)
         try:
             return await run(start_by=_start_by(self._runtime.queue))
-        except ConnectionBroke:
+        except (ConnectionBroke, NotSent):
             if is_write:
                 raise  # a write may have been carried out
             metrics.READS_RETRIED.inc()

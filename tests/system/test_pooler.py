@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,18 @@ def test_a_generated_id_that_is_taken_is_skipped_there_too(service: Service, dat
             FROM user_id_seq, generate_series(1, 100) AS n
             """)
     assert create(service.client)["id"] == last + 101
+
+
+def test_a_write_for_which_the_pooler_has_no_session_is_not_made_and_says_so(database: TestDatabase) -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="pooler-") as folder,
+        Pooler(database, Path(folder), "query_wait_timeout = 1") as pooler,
+        Service({**pooler.environment, **SHORT, "WORKER_THREADS": "1"}) as service,
+        ExitStack() as stack,
+    ):
+        for _ in range(pooler.size):
+            conn = stack.enter_context(pooler.connect())
+            stack.enter_context(conn.transaction())
+            conn.execute("SELECT 1")  # keeps a session
+        refused = is_problem(service.client.delete("/users/1"), 503, "database-unavailable")
+    assert "Nothing was done" in refused["detail"]
