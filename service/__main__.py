@@ -263,7 +263,7 @@ def _start(settings: Settings, *, reload: bool) -> None:
         sockets = listen.listen(bound, config.backlog, settings)
         logger.info("running on %s (Ctrl-C stops it)", ", ".join(map(listen.url, bound)))
         if settings.workers > 1:
-            supervisor = Supervisor(config, sockets)
+            supervisor = Supervisor(config, sockets, drain_delay=settings.drain_delay)
             supervisor.run()
             if any(each.exitcode == STARTUP_FAILURE for each in supervisor.processes):
                 sys.exit(STARTUP_FAILURE)

@@ -102,7 +102,7 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
             startup = Startup(settings.server, settings, UPGRADES, database, readiness)
             stack.callback(database.close)
             stack.callback(startup.stop)
-            startup.drain_on_sigterm()
+            startup.drain_on_sigterm(settings.drain_delay)
             with _limits_reported():
                 check_threads(workers.size + at_once + OTHER_THREADS)
                 _end_with_the_supervisor()

@@ -156,6 +156,14 @@ class Settings(BaseModel):
     leak_threshold: Seconds = setting(8.0, "seconds after which a connection still held is reported with its stack")
     request_deadline: Seconds = setting(10.0, "seconds from a request's arrival to its response, whatever hangs")
     graceful_shutdown_timeout: Seconds = setting(15.0, "seconds that requests in progress have to finish at shutdown")
+    drain_delay: float = setting(
+        0.0,
+        "seconds after SIGTERM for which requests are still taken and /readyz is 503, so that a load balancer can see"
+        " it; 0 to 3600",
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+    )
     keep_alive: int = setting(
         75,
         "seconds that an idle connection stays open, 1 to 3600; a proxy or load balancer in front must close its own"

@@ -1,6 +1,8 @@
 """What must be true before a request is served: the server is reachable, fits, and has the schema. And how it ends."""
 
 import logging
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -102,6 +104,7 @@ class Startup:
         self._stopped = threading.Event()
         self._tried = threading.Event()
         self._last_error = ""
+        self._timer: threading.Timer | None = None
 
     def begin(self) -> None:
         """Try until it succeeds, in the background. Wait for the first try, for START_TIMEOUT seconds at most."""
@@ -112,25 +115,43 @@ class Startup:
         """Stop trying. Do not wait for a try in progress: it may wait for another process's lock."""
         self._stopped.set()
         self._tried.set()
+        if self._timer:
+            self._timer.cancel()
 
-    def drain_on_sigterm(self) -> None:
-        """At SIGTERM, turn /readyz to 503 and stop trying; then let the former handler of SIGTERM end the process."""
+    def drain_on_sigterm(self, delay: float) -> None:
+        """At SIGTERM, turn /readyz to 503 and stop trying; then let the former handler of SIGTERM end the process.
+
+        It does so after `delay` seconds, or at the next SIGTERM: until then, requests are taken. For a worker its
+        supervisor waits, and sends SIGUSR1 first.
+        """
         if threading.current_thread() is not threading.main_thread():
             return
         former = signal.getsignal(signal.SIGTERM)
         if former is None or former is signal.SIG_IGN:
             return  # a handler that Python cannot restore, or SIGTERM does not end this process
 
-        def drain(number: int, frame: FrameType | None) -> None:
+        def drain(*_: object) -> None:
             self._readiness.fails("draining")
             self.stop()
-            if callable(former):
+
+        def end(number: int, frame: FrameType | None) -> None:
+            nonlocal delay
+            drain()
+            if delay:
+                self._timer = threading.Timer(delay, os.kill, (os.getpid(), number))
+                self._timer.daemon = True
+                self._timer.start()
+                delay = 0
+            elif callable(former):
                 former(number, frame)
             else:  # SIG_DFL: the signal ends the process, as if this handler had never been
                 signal.signal(number, former)
                 signal.raise_signal(number)
 
-        signal.signal(signal.SIGTERM, drain)
+        if multiprocessing.parent_process():
+            delay = 0
+            signal.signal(signal.SIGUSR1, drain)
+        signal.signal(signal.SIGTERM, end)
 
     def _run(self) -> None:
         while not self._stopped.is_set() and not self._try():

@@ -21,7 +21,7 @@ STOP_MARGIN = 5  # seconds from the end of the graceful shutdown until systemd k
 
 
 def unit(settings: Settings) -> str:
-    """Return a unit for `settings`: its limits follow from WORKERS and GRACEFUL_SHUTDOWN_TIMEOUT."""
+    """Return a unit for `settings`: its limits follow from WORKERS, DRAIN_DELAY and GRACEFUL_SHUTDOWN_TIMEOUT."""
     return (
         (Path(__file__).parent / "users.service")
         .read_text(encoding="utf-8")
@@ -31,7 +31,7 @@ def unit(settings: Settings) -> str:
             state=STATE,
             keys=f"/var/lib/{STATE}/api-keys",
             memory=SUPERVISOR_MEMORY + WORKER_MEMORY * settings.workers,
-            stop=math.ceil(settings.graceful_shutdown_timeout) + STOP_MARGIN,
+            stop=math.ceil(settings.drain_delay + settings.graceful_shutdown_timeout) + STOP_MARGIN,
             # A single worker ends at SIGHUP.
             reload="ExecReload=/bin/kill -HUP $MAINPID\n" if settings.workers > 1 else "",
         )

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 
 from service.database.errors import DatabaseFailure
@@ -68,10 +69,14 @@ def routes(
         responses={**_example(READY), **problem_responses([NOT_READY])},
     )  # fmt: skip
     @allow(OPEN)
-    async def readyz() -> Response:
-        """Asks the database, over a connection that nobody needs at the moment; busy is not failed."""
+    async def readyz(request: Request) -> Response:
+        """Asks the database, over a connection that nobody needs at the moment; busy is not failed.
+
+        With `?exclude=database`, only this instance counts: the database is the same for all, and a load balancer that
+        finds none of them ready has no answer but its own.
+        """
         failed = readiness.failed
-        if failed is None and workers.idle:
+        if failed is None and workers.idle and request.query_params.get("exclude") != "database":
             deadline = time.monotonic() + PROBE_TIMEOUT
             DEADLINE.set(deadline)
             failed = await workers.run(_probe, {"database": database}, start_by=deadline)

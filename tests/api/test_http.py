@@ -160,6 +160,7 @@ def test_a_service_without_its_database_is_alive_and_names_the_check_that_fails(
             assert response.headers["Content-Type"] == "application/problem+json"
             assert response.json()["failed"] == "database"
             assert "X-Request-ID" in response.headers
+            assert service.client.get("/readyz?exclude=database").status_code == 200, "the instance itself is ready"
             assert service.client.get("/livez").status_code == 200
             own.start()
             until(lambda: service.client.get("/readyz").status_code == 200, "it is ready again")

@@ -148,6 +148,32 @@ def test_while_it_drains_it_is_not_ready(checkout: Checkout, cluster: Cluster) -
         assert asked.result().status_code == 200
 
 
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_for_drain_delay_it_takes_requests_and_says_that_it_drains(
+    checkout: Checkout, database: TestDatabase, count: str
+) -> None:
+    with checkout.start(database.environment | {"WORKERS": count, "DRAIN_DELAY": "60"}) as service:
+        until(lambda: service.log.count("Application startup complete") == int(count), "the workers start")
+        url = service.url
+        service.process.send_signal(signal.SIGTERM)
+        until(lambda: "draining" in httpx.get(f"{url}/readyz").text, "new connections see it")
+        for _ in range(8):
+            assert httpx.get(f"{url}/readyz?exclude=database").json()["failed"] == "draining"
+            assert httpx.get(f"{url}/users").status_code == 200
+        assert service.process.poll() is None
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(10) == 0, "the second SIGTERM ends the wait"
+        assert "Traceback" not in service.log
+
+
+def test_drain_delay_ends_by_itself(checkout: Checkout, database: TestDatabase) -> None:
+    with checkout.start(database.environment | {"DRAIN_DELAY": "0.5"}) as service:
+        began = time.monotonic()
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(10) == 0
+        assert time.monotonic() - began > 0.5
+
+
 @pytest.mark.parametrize(("command", "count"), [("serve", "1"), ("serve", "2"), ("run", "1")])
 def test_ctrl_c_ends_every_process_without_a_word_of_python(
     checkout: Checkout, database: TestDatabase, command: str, count: str
@@ -271,7 +297,7 @@ def test_a_handler_of_sigterm_that_python_cannot_restore_is_left_in_place(monkey
     database = Database(size=1, watchdog=Watchdog(leak_threshold=1))
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(signal, "getsignal", lambda _number: None)
-    Startup(settings.server, settings, (), database, Readiness()).drain_on_sigterm()
+    Startup(settings.server, settings, (), database, Readiness()).drain_on_sigterm(0)
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGTERM) is before
 
