@@ -143,6 +143,7 @@ def test_without_keys_a_proxy_is_not_answered(database: TestDatabase, kind: str)
 @pytest.mark.parametrize("name", ["nginx.conf", "haproxy.cfg"])
 def test_behind_a_proxy_the_drain_of_one_instance_costs_no_request(database: TestDatabase, name: str) -> None:
     settings = database.environment | {"ANONYMOUS_ACCESS": "write", "INSTANCES": "2", "WORKER_THREADS": "2"}
+    settings["DRAIN_DELAY"] = "3" if name == "haproxy.cfg" else "0"
     with Service(settings) as stays, Service(settings) as drains, reverse_proxy.before(name, stays, drains) as url:
         with Load(url, clients=4) as load:
             until(lambda: "GET /users" in drains.log and "GET /users" in stays.log, "both instances serve")
