@@ -93,7 +93,11 @@ UVICORN: dict[type, dict[str, str]] = {
         "sockets": "are closed when the workers stop",
         "terminate_all": "extended: stops listening first",
     },
-    Process: {"child_conn": "the copy of the pipe"},
+    Process: {
+        "child_conn": "the copy of the pipe",
+        "exitcode": "whether a worker is there to drain",
+        "pid": "the worker that drains",
+    },
 }
 
 # Names with an underscore, by the file that uses them. Outside service/extras/http/ only what is documented.

@@ -1,8 +1,8 @@
 """uvicorn's supervisor of several workers: it replaces a worker that dies, and at SIGHUP all of them, one by one."""
 
-import os
 import signal
 import threading
+from os import kill
 from socket import socket
 
 from uvicorn import Config
@@ -36,7 +36,7 @@ class Supervisor(Multiprocess):
         """Let every worker say that it drains, and finish its requests in progress after the delay."""
         for process in self.processes:
             if self._drain_delay and process.exitcode is None and process.pid:
-                os.kill(process.pid, signal.SIGUSR1)
+                kill(process.pid, signal.SIGUSR1)
         self._at_once.wait(self._drain_delay)
         for listening in self.sockets:  # otherwise a client that connects now waits in vain
             listening.close()
