@@ -16,7 +16,7 @@ from service.telemetry import metrics
 
 FULL, LATE = "full", "late"  # why a request is refused
 
-READ_SHARE = 4  # one permit, and one thread, in so many is for reads only
+READ_SHARE = 8  # one permit, and one thread, in so many is for reads only
 
 TICK = 0.05  # seconds between two searches for requests that have waited too long
 

@@ -17,7 +17,7 @@ from tests.support.replication import promote, start_standby
 from tests.support.sessions import sessions
 
 THREADS = 8
-WRITES = 6  # of them, that may be held by writes
+WRITES = 7  # of them, that may be held by writes
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_a_standby_that_stops_holds_up_one_write_to_its_deadline_and_no_read(
     standby.start()
     until(lambda: len(sessions(database)) == THREADS, "PostgreSQL's side is clean")
     together = {**users[0], "email": "together@example.com"}
-    until(lambda: service.client.post("/users", json=together).status_code == 201, "writes go on", within=1)
+    until(lambda: service.client.post("/users", json=together).status_code == 201, "writes go on", within=2)
     record_figure(
         f"standby stopped: two writes given up after {took:.2f} s, {left} sessions wait at PostgreSQL meanwhile"
     )
@@ -177,6 +177,6 @@ def test_a_synchronous_standby_that_hangs_holds_up_no_read_and_few_writes(
     )
     assert left <= 2 * WRITES, "those in progress, and those that took the place of the first that were cut"
     assert {answer.status for answer in reads} == {200}
-    assert max(answer.seconds for answer in reads) < 1
-    assert max(answer.seconds for answer in refused) < 0.5
-    assert load.first(201, thawed) < 1
+    assert max(answer.seconds for answer in reads) < 2
+    assert max(answer.seconds for answer in refused) < 1
+    assert load.first(201, thawed) < 2
