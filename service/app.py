@@ -16,9 +16,8 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from service import settings as environment
-from service.database.pool import Database
 from service.database.watchdog import Watchdog
-from service.extras import affinity, docs, systemd, tracing, upgrade
+from service.extras import affinity, docs, replicas, systemd, tracing, upgrade
 from service.extras.admin import routes as admin
 from service.extras.admin.publisher import MetricsPublisher
 from service.extras.cors import Cors
@@ -26,6 +25,7 @@ from service.extras.http.early_queue import EarlyQueue
 from service.extras.http.state import http_state
 from service.extras.log_quota import LogQuota
 from service.extras.log_writer import WRITER
+from service.extras.replicas import ReadRouting, ReplicatedDatabase
 from service.machine import check_threads
 from service.settings import Settings
 from service.startup import Startup
@@ -52,7 +52,8 @@ logger = logging.getLogger(__name__)
 GARBAGE = (10_000, 5, 5)
 
 THREAD_LIMITS = ": the limit of threads (pids.max of a container, TasksMax, ulimit -u) is too low for WORKER_THREADS"
-OTHER_THREADS = 16  # of a worker, at most: psycopg_pool has 4, FastAPI 1, each of our background tasks 1
+# Of a worker, at most: psycopg_pool has 4, FastAPI 1, each of our background tasks 1. Twice that with replicas.
+OTHER_THREADS = 16
 
 RESOURCES = (USERS,)  # add another resource here
 
@@ -87,7 +88,8 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
         queue_length=min(settings.queue_length, int(at_once * HASHES_PER_SECOND * settings.queue_wait)),
         queue_wait=settings.queue_wait,
     )
-    database = Database(workers.size, Watchdog(leak_threshold=settings.leak_threshold), tracing.connection_class)
+    watchdog = Watchdog(leak_threshold=settings.leak_threshold)
+    database = replicas.database(settings, workers.size, watchdog, tracing.connection_class)
     readiness = Readiness()
     stalled_commits = StalledCommits(workers, database, patience=min(2.0, settings.request_deadline / 4))
     publisher = MetricsPublisher(workers, queue, hashing, database)
@@ -104,12 +106,14 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
             stack.callback(startup.stop)
             startup.drain_on_sigterm(settings.drain_delay)
             with _limits_reported():
-                check_threads(workers.size + at_once + OTHER_THREADS)
+                check_threads(workers.size + at_once + OTHER_THREADS * (2 if settings.watch_connections else 1))
                 _end_with_the_supervisor()
                 if settings.worker_affinity:
                     logger.info(affinity.pin())
                 start_threads(at_once)
                 await stack.enter_async_context(workers.running())
+                if isinstance(database, ReplicatedDatabase):
+                    database.open_replica()
                 await anyio.to_thread.run_sync(startup.begin)
                 _spare_the_collector()
                 await stack.enter_async_context(expiring(queue.expire, hashing.expire, workers.expire))
@@ -142,13 +146,15 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
         *(resource.routes(database, route_class) for resource in resources),
         health.routes(readiness, workers, database, message=app.description, links=links),
         admin.routes(publisher, settings.root_path),
-        docs.routes(app, settings.root_path),
+        docs.routes(app, settings.root_path, has_replicas=settings.database_read_url is not None),
     ):
         app.router.routes.extend(router.routes)  # flat, as include_router costs 8 % of a small request
 
     app.router.route_class = EventLoopRoute  # of `@app.get`
     # In place of FastAPI's own stack, of which five layers would do nothing here.
     stack: ASGIApp = ProblemMiddleware(app.router, table=table)
+    if isinstance(database, ReplicatedDatabase):
+        stack = ReadRouting(stack)
     if settings.allowed_origins:
         stack = Cors(stack, origins=settings.allowed_origins)
     if tracing.is_wanted():

@@ -97,6 +97,11 @@ class Settings(BaseModel):
         None, "a file that holds the password, read at each connection, so that it can be changed"
     )
     database_url: SecretStr | None = setting(None, "postgresql://user:password@host:port/name, in place of the above")
+    database_read_url: SecretStr | None = setting(
+        None,
+        "where replicas are, as in DATABASE_URL: they serve reads when the primary does not, marked by"
+        " `Read-From: replica`",
+    )
     host: str = setting(
         "127.0.0.1",
         "the address or name to listen on; * or :: for every interface, 0.0.0.0 for IPv4 only, localhost for both"
@@ -109,6 +114,9 @@ class Settings(BaseModel):
     )
 
     # Frequent: how much of the machine and of PostgreSQL's connections to use.
+    reads: Literal["primary", "replica"] = setting(
+        "primary", "replica: have DATABASE_READ_URL serve reads all the time, or primary"
+    )
     workers: int = setting(1, "how many worker processes, 1 to 512; one for each core is fastest", ge=1, le=512)
     worker_threads: int = setting(
         8,
@@ -176,12 +184,14 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _check_database(self) -> Self:
         given = sorted(
-            name for name in self.model_fields_set if name.startswith("database_") and name != "database_url"
+            name
+            for name in self.model_fields_set
+            if name.startswith("database_") and name not in ("database_url", "database_read_url")
         )
         if self.database_url is not None:
             if given:
                 raise ValueError(f"DATABASE_URL and {given[0].upper()} are both set: keep one of the two forms")
-            _read_url(self.database_url.get_secret_value())
+            _read_url(self.database_url)
         elif given:
             for name in ("database_hostname", "database_name", "database_username"):
                 if name not in given:
@@ -191,6 +201,10 @@ class Settings(BaseModel):
             raise ValueError(f"DATABASE_PORT={self.database_port!r}: it takes {takes('database_port')}")
         if self.database_password is not None and self.database_password_file is not None:
             raise ValueError("DATABASE_PASSWORD and DATABASE_PASSWORD_FILE are both set: keep one")
+        if self.database_read_url is not None:
+            _read_url(self.database_read_url, "DATABASE_READ_URL")
+        elif self.reads == "replica":
+            raise ValueError("READS=replica needs DATABASE_READ_URL")
         return self
 
     @model_validator(mode="after")
@@ -240,7 +254,7 @@ class Settings(BaseModel):
     @property
     def warnings(self) -> list[str]:
         """What is set and has no effect."""
-        ignored = _read_url(self.database_url.get_secret_value())[1] if self.database_url else []
+        ignored = _read_url(self.database_url)[1] if self.database_url else []
         return [f"DATABASE_URL: ignored, as they are for other libraries: {', '.join(ignored)}"] if ignored else []
 
     def server(self) -> str:
@@ -254,7 +268,7 @@ class Settings(BaseModel):
                 " Only `make run` starts a PostgreSQL of its own"
             )
         if self.database_url is not None:
-            return _read_url(self.database_url.get_secret_value())[0]
+            return _read_url(self.database_url)[0]
         return make_conninfo(
             host=self.database_hostname,
             port=self.database_port,
@@ -262,6 +276,18 @@ class Settings(BaseModel):
             user=self.database_username,
             password=self._password(),
         )
+
+    def read_server(self) -> str:
+        """Return the replicas as a libpq connection string, password included. Call it only when there are some."""
+        assert self.database_read_url is not None  # noqa: S101 - see above
+        return _read_url(self.database_read_url)[0]
+
+    @property
+    def watch_connections(self) -> int:
+        """How many connections each worker has to a server at most, to watch it: none when there is one server."""
+        if self.database_read_url is not None:
+            return 2  # one for each URL, which may have the same hosts
+        return int(self.has_database and "," in str(conninfo_to_dict(self.server()).get("host", "")))
 
     def _password(self) -> str | None:
         if self.database_password_file is not None:
@@ -278,11 +304,12 @@ def _items(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
-def _read_url(url: str) -> tuple[str, list[str]]:
-    """Return `url` as libpq takes it, and the parameters for other libraries, which are left out of it.
+def _read_url(secret: SecretStr, variable: str = "DATABASE_URL") -> tuple[str, list[str]]:
+    """Return the URL in the setting `variable` as libpq takes it, and the parameters left out, of other libraries.
 
     Raises ValueError, which names parameters and quotes no value.
     """
+    url = secret.get_secret_value()
     base, _, query = URL_SCHEME.sub("postgresql://", url).partition("?")
     kept, ignored, unknown = [], [], []
     for parameter in query.split("&") if query else ():
@@ -298,7 +325,7 @@ def _read_url(url: str) -> tuple[str, list[str]]:
         is_named = unknown and _is_conninfo(base) and "@" not in query and "password" not in url
         names = ", ".join(unknown)
         raise ValueError(
-            f"DATABASE_URL {f'has parameters of other programs, remove {names}' if is_named else 'holds no valid URL'}:"
+            f"{variable} {f'has parameters of other programs, remove {names}' if is_named else 'holds no valid URL'}:"
             " it takes postgresql://user:password@host:port/name,"
             " with special characters of the password percent-encoded (@ is %40, / is %2F, ? is %3F, & is %26)"
         )

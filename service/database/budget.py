@@ -45,12 +45,18 @@ class Budget:
     pooler: PoolerLimits | None  # None when it is not known
     workers: int
     threads: int
+    watches: int  # connections of a worker that watch the hosts of DATABASE_URL and DATABASE_READ_URL
     instances: int
 
     @property
     def needed(self) -> int:
         """How many connections this service opens at most."""
-        return self.workers * self.threads * self.instances
+        return self.workers * self.instances * self.surge
+
+    @property
+    def surge(self) -> int:
+        """How many more it opens for a moment, while SIGHUP replaces a worker."""
+        return self.threads + self.watches
 
     @property
     def limits(self) -> dict[str, int]:
@@ -71,10 +77,14 @@ class Budget:
 
     def __str__(self) -> str:
         """Return the sum in words."""
-        needed = f"{self.needed} needed = {self.workers} workers x {self.threads} threads x {self.instances} instances"
+        each = f"({self.threads} threads + {self.watches} watches)" if self.watches else f"{self.threads} threads"
+        needed = f"{self.needed} needed = {self.workers} workers x {each} x {self.instances} instances"
         if not self.limits:
             return f"{needed}; what the pooler allows is not known, as this role is not one of its stats_users"
-        allowed = f"{needed}; {min(self.limits.values())} allowed = {', '.join(self.limits)}"
+        limit = min(self.limits.values())
+        allowed = f"{needed}; {limit} allowed = {', '.join(self.limits)}"
+        if 0 <= limit - self.needed < self.surge:
+            allowed += f"; a restart without refused requests needs {self.surge} more"
         return allowed if self.pooled else f"{allowed}; {self.in_use} in use by others now"
 
     def check(self) -> None:
@@ -102,5 +112,6 @@ def read(conn: Connection[Any], session: Session, settings: Settings) -> Budget:
     limits = poolers.read_limits(session, conn.info.dbname) if pooled else None
     if pooled and limits is None:
         poolers.check_mode(session, conn, settings.worker_threads)
-    ours: tuple[Any, ...] = (pooled, limits, settings.workers, settings.worker_threads, settings.instances)
+    sizes = (settings.workers, settings.worker_threads, settings.watch_connections, settings.instances)
+    ours: tuple[Any, ...] = (pooled, limits, *sizes)
     return Budget(*row, *ours)

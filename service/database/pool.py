@@ -23,7 +23,7 @@ from service.database.errors import (
     connect_failure,
     statement_failure,
 )
-from service.database.outage import Outage
+from service.database.outage import PATIENCE, Outage
 from service.database.refusals import ConnectFailed, Refusal
 from service.database.sessions import Session
 from service.database.watchdog import Watchdog, time_left
@@ -96,19 +96,19 @@ class Database:
         self.watchdog.start()
         threading.Thread(target=self._refill, args=(self._pool,), name="refill", daemon=True).start()
 
-    def connection(self) -> "Checkout":
+    def connection(self, patience: float = PATIENCE) -> "Checkout":
         """Lend a connection for the length of the block, in autocommit mode: each statement is its own transaction.
 
         Where two statements belong together, put `with conn.transaction():` around them. Lending costs no round trip,
-        and the connection comes back whatever happens. Raises the errors of errors.py.
+        and the connection comes back whatever happens. Waits for `patience` seconds. Raises the errors of errors.py.
         """
         if self._pool is None:
             raise DatabaseUnavailable("not connected yet")
-        return Checkout(self, self._pool)
+        return Checkout(self, self._pool, patience)
 
-    def drain(self, dead: PooledConnection) -> None:
-        """Replace every connection as old as `dead`, once: a server that ended one session mostly ended them all."""
-        if self._pool and dead.opened_at > self._drained_at:
+    def drain(self, dead: PooledConnection | None = None) -> None:
+        """Replace every connection, once for those as old as `dead`: a server that ended one mostly ended them all."""
+        if self._pool and (dead is None or dead.opened_at > self._drained_at):
             self._drained_at = time.monotonic()
             self._pool.drain()
 
@@ -164,16 +164,17 @@ class Database:
 class Checkout:
     """A connection, from the pool and back. A class, as nested generators cost 4 % of a small request."""
 
-    __slots__ = ("_conn", "_database", "_lease", "_pool", "_record", "_watchdog")
+    __slots__ = ("_conn", "_database", "_lease", "_patience", "_pool", "_record", "_watchdog")
 
-    def __init__(self, database: Database, pool: Pool) -> None:
+    def __init__(self, database: Database, pool: Pool, patience: float = PATIENCE) -> None:
         self._database = database
         self._pool = pool
+        self._patience = patience
         self._watchdog = database.watchdog
 
     def __enter__(self) -> PooledConnection:
         outage, started = self._database.outage, time.monotonic()
-        patience = time_left(outage.patience())
+        patience = time_left(min(self._patience, outage.patience()))
         try:
             self._conn = self._pool.getconn(patience)
         except (PoolTimeout, PoolClosed) as exc:

@@ -37,7 +37,7 @@ SELECT_STATE = """
     SELECT current_setting('service.options', true) AS options, current_setting('transaction_read_only') AS read_only
 """
 
-TAKES_WRITES = "read-write"  # libpq's target_session_attrs
+TAKES_WRITES, STANDBY = "read-write", "standby"  # libpq's target_session_attrs
 READ_ONLY = "session is read-only"  # libpq's error, which is never translated
 
 
@@ -80,7 +80,7 @@ def connect_for_writes(connect: Callable[..., C], conninfo: str, **arguments: An
     if conninfo_to_dict(conninfo).get("target_session_attrs") != TAKES_WRITES:
         return _connect(connect, conninfo, arguments)
     arguments["target_session_attrs"] = "any"  # a pooler may report the state of before a failover: _check asks for it
-    hosts = list(_hosts(conninfo))
+    hosts = list(each_host(conninfo))
     if len(hosts) == 1:
         return _connect(connect, conninfo, arguments)
     attempts: list[Future[C]] = []
@@ -146,7 +146,7 @@ def _check(conn: psycopg.Connection[Any], conninfo: str) -> None:
         raise OperationalError(f"{READ_ONLY}: the server is a standby, or default_transaction_read_only is on")
 
 
-def _hosts(conninfo: str) -> Iterator[str]:
+def each_host(conninfo: str) -> Iterator[str]:
     """Return a connection string for each host."""
     given = conninfo_to_dict(conninfo)
     lists = {name: str(given[name]).split(",") for name in ("host", "hostaddr", "port") if given.get(name)}
@@ -163,7 +163,9 @@ def encryption(conn: psycopg.Connection[Any]) -> str:
     return "not in force: whoever is on the way can read along. DATABASE_URL takes ?sslmode=verify-full"
 
 
-def negotiate(server: Callable[[], str], settings: Settings) -> tuple[Session, psycopg.Connection]:
+def negotiate(
+    server: Callable[[], str], settings: Settings, target: str = TAKES_WRITES
+) -> tuple[Session, psycopg.Connection]:
     """Connect to `server` and find out whether it takes options. The caller closes the connection.
 
     A pooler may refuse them in any words, close the connection or not answer: then connect without options.
@@ -177,7 +179,7 @@ def negotiate(server: Callable[[], str], settings: Settings) -> tuple[Session, p
     parameters = {
         "application_name": "users-service",
         "connect_timeout": round(settings.connect_timeout),
-        "target_session_attrs": TAKES_WRITES,  # of several hosts, take the one that is not a standby
+        "target_session_attrs": target,  # of several hosts, take the one that is not a standby, or one that is
         "tcp_user_timeout": TCP_USER_TIMEOUT,
         **{f"keepalives_{name}": value for name, value in KEEPALIVES.items()},
     }

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 
@@ -60,10 +61,12 @@ class Watchdog:
         self._high_water = 0
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch."""
-        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+        """Begin to watch, unless another pool has begun it."""
+        if not self._thread.is_alive():
+            self._thread.start()
 
     def stop(self) -> None:
         """Stop watching and cut every connection in use: the process ends, and nobody waits for their answers."""
@@ -86,6 +89,13 @@ class Watchdog:
         """Stop watching. From here on the connection cannot be cut, and `lease.cut` says whether it was."""
         with self._lock:
             self._leases.remove(lease)
+
+    def break_connections(self, which: Callable[[Lease], bool]) -> None:
+        """Break the connections in use for which `which` is true, as if the server had ended them."""
+        with self._lock:
+            for lease in self._leases:
+                if which(lease):
+                    _shut_down(lease.connection)
 
     def high_water(self) -> int:
         """Return the most connections that were in use at once since the last call.

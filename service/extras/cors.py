@@ -23,11 +23,11 @@ class Cors(CORSMiddleware):
             allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=[
                 "Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Prefer",
-                "traceparent", "X-Request-ID",
+                "Read-After", "traceparent", "X-Request-ID",
             ],
             expose_headers=[
-                "ETag", "Idempotency-Replayed", "Link", "Location", "Preference-Applied", "Retry-After",
-                "X-Request-ID", "X-Total-Count",
+                "ETag", "Idempotency-Replayed", "Link", "Location", "Preference-Applied", "Read-After",
+                "Read-From", "Retry-After", "X-Request-ID", "X-Total-Count",
             ],
         )  # fmt: skip
 

@@ -60,6 +60,13 @@ PROBLEM_SCHEMA = {
     },
 }
 
+READ_AFTER = {
+    "name": "Read-After",
+    "description": "Of an answer to a write: read what it has written, or something newer.",
+    "schema": {"type": "string"},
+}
+READ_FROM = {"Read-From": {"description": "replica, if so: newer writes may be missing.", "schema": {"type": "string"}}}
+POSITION = {"Read-After": {"description": "With READS=replica: for reads that need it.", "schema": {"type": "string"}}}
 
 # A page may load the scripts of this service and ask this service. Both pages set styles of their own, Redoc searches
 # in a worker that it makes, and Swagger UI has its pictures in its styles.
@@ -72,7 +79,7 @@ NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
-def routes(app: FastAPI, root_path: str) -> APIRouter:
+def routes(app: FastAPI, root_path: str, *, has_replicas: bool = False) -> APIRouter:
     """Return the routes of the documentation. The OpenAPI document is made from `app.routes` at the first request."""
     router = APIRouter(route_class=EventLoopRoute, include_in_schema=False)
 
@@ -88,6 +95,8 @@ def routes(app: FastAPI, root_path: str) -> APIRouter:
         schema["components"]["schemas"]["Problem"] = PROBLEM_SCHEMA
         _widen_integers(schema)
         _declare_keys(schema, app)
+        if has_replicas:
+            _declare_replicas(schema)
         return json_response(schema)
 
     @router.get("/openapi.json")
@@ -150,6 +159,16 @@ def _declare_keys(schema: dict[str, Any], app: FastAPI) -> None:
             for operation in schema["paths"].get(route.path_format, {}).values():
                 if operation["operationId"] == route.operation_id:
                     operation["security"] = security
+
+
+def _declare_replicas(schema: dict[str, Any]) -> None:
+    """Declare the headers of reads from replicas."""
+    for method, operation in [each for path in schema["paths"].values() for each in path.items()]:
+        if operation["tags"] != ["service"]:
+            if method == "get":
+                operation.setdefault("parameters", []).append({"in": "header", **READ_AFTER})
+            for response in operation["responses"].values():
+                response.setdefault("headers", {}).update(READ_FROM if method == "get" else POSITION)
 
 
 def _protected(page: Response) -> Response:

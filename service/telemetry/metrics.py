@@ -31,6 +31,7 @@ REQUEST_DURATION = FastHistogram(
 )
 PROBLEMS = Counter("http_server_problems_total", "Error responses, by the code of their problem.", ["code"])
 READS_RETRIED = Counter("http_server_reads_retried_total", "Reads repeated after their connection broke.")
+READS_FROM_REPLICA = Counter("db_client_reads_from_replica_total", "Connections lent to read from a replica.")
 WRITES_REPLAYED = Counter(
     "idempotency_replays_total",
     "Writes that were sent again with their Idempotency-Key, and answered as the first time.",

@@ -76,7 +76,9 @@ def routes(
         finds none of them ready has no answer but its own.
         """
         failed = readiness.failed
-        if failed is None and workers.idle and request.query_params.get("exclude") != "database":
+        is_excluded = request.query_params.get("exclude") == "database"
+        # At a start without a primary, a replica may serve reads.
+        if workers.idle and (failed == "database" or (failed is None and not is_excluded)):
             deadline = time.monotonic() + PROBE_TIMEOUT
             DEADLINE.set(deadline)
             failed = await workers.run(_probe, {"database": database}, start_by=deadline)

@@ -35,6 +35,17 @@ def database(victim: Cluster) -> TestDatabase:
 
 
 @pytest.fixture
+def pair(victim: Cluster, database: TestDatabase) -> Iterator[tuple[Cluster, Cluster]]:  # noqa: ARG001 - both have it
+    """`victim`, and a standby that streams from it."""
+    standby = victim.standby()
+    try:
+        standby.start()
+        yield victim, standby
+    finally:
+        standby.remove()
+
+
+@pytest.fixture
 def service(database: TestDatabase) -> Iterator[Service]:
     with Service({**database.environment, **SHORT}) as service:
         yield service

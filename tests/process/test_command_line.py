@@ -108,6 +108,11 @@ def test_a_mistake_that_waiting_does_not_mend_stops_every_command(
         ("check", {"WORKER_THREADS": "14"}, "14 needed = 1 workers x 14 threads x 1 instances"),
         ("serve", {"WORKERS": "2", "WORKER_THREADS": "7"}, "14 needed = 2 workers x 7 threads x 1 instances"),
         ("check", {"INSTANCES": "2", "WORKER_THREADS": "7"}, "14 needed = 1 workers x 7 threads x 2 instances"),
+        (
+            "check",
+            {"WORKER_THREADS": "12", "DATABASE_READ_URL": "postgresql://nowhere.invalid/users"},
+            "14 needed = 1 workers x (12 threads + 2 watches) x 1 instances",
+        ),
     ],
 )
 def test_connections_that_cannot_fit_the_server_stop_the_start_with_the_sum(
@@ -116,6 +121,13 @@ def test_connections_that_cannot_fit_the_server_stop_the_start_with_the_sum(
     line = refused(checkout, command, small.environment | asked)
     assert needed in line
     assert "13 allowed = max_connections 20 - 7 reserved" in line
+
+
+def test_check_says_when_the_connections_of_a_restart_do_not_fit(checkout: Checkout, small: TestDatabase) -> None:
+    tight = checkout.run("check", small.environment | {"WORKER_THREADS": "7"})
+    assert "13 allowed = max_connections 20 - 7 reserved" in tight.stdout
+    assert "a restart without refused requests needs 7 more" in tight.stdout
+    assert "restart" not in checkout.run("check", small.environment | {"WORKER_THREADS": "6"}).stdout
 
 
 def test_connections_that_just_fit_the_server_are_served(checkout: Checkout, small: TestDatabase) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from secrets import token_hex
 from types import TracebackType
 from typing import Self
+from urllib.parse import quote
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -192,6 +193,11 @@ class TestDatabase:
             "DATABASE_USERNAME": self.name,
             "DATABASE_PASSWORD": PASSWORD,
         }
+
+    def url(self, *clusters: Cluster) -> str:
+        """Return a DATABASE_URL with the hosts `clusters`, which have this database too."""
+        hosts = ",".join(f"127.0.0.1:{cluster.port}" for cluster in clusters)
+        return f"postgresql://{self.name}:{quote(PASSWORD)}@{hosts}/{self.name}"
 
     def connect(self) -> psycopg.Connection:
         return psycopg.connect(self.conninfo, autocommit=True)

@@ -106,6 +106,17 @@ def test_a_database_named_twice_or_by_half_is_refused(given: dict[str, str], nam
     assert line.count("\n") == 0
 
 
+def test_replicas_are_named_by_a_url_of_their_own_beside_either_form() -> None:
+    url = {"DATABASE_READ_URL": f"postgres://u:{SECRET}@replica/d"}
+    by_parts = {"DATABASE_HOSTNAME": "h", "DATABASE_NAME": "d", "DATABASE_USERNAME": "u"}
+    for given in (by_parts, {"DATABASE_URL": "postgresql://u@h/d"}):
+        assert load({**given, **url, "READS": "replica"}, NO_FILE).read_server() == f"postgresql://u:{SECRET}@replica/d"
+    assert "DATABASE_READ_URL" in refusal({"READS": "replica"})
+    wrong = refusal({"DATABASE_READ_URL": f"mysql://u:{SECRET}@h/d"})
+    assert "DATABASE_READ_URL holds no valid URL" in wrong
+    assert SECRET not in wrong
+
+
 @pytest.mark.parametrize(
     ("url", "told"),
     [
