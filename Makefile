@@ -1,6 +1,6 @@
 # The default target lists the others.
 .DEFAULT_GOAL := help
-.PHONY: help install run serve quick test test-system bench load check schema psql backup restore lock sbom audit clean clean-data
+.PHONY: help install run serve quick test test-system test-ha bench load check schema psql backup restore lock sbom audit clean clean-data
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -45,6 +45,12 @@ TESTED := requirements.txt service/extras/requirements.txt tests/requirements.tx
 	@$(BIN)/$(INSTALL) .locks/bench.txt
 	@touch $@
 
+# Apart from the service, as on the servers of a database.
+.venv/.patroni: .locks/patroni.txt
+	@$(PYTHON) -m venv .venv/patroni
+	@.venv/patroni/bin/$(INSTALL) .locks/patroni.txt
+	@touch $@
+
 # Apart from the service: what inspects its packages is none of them.
 .venv/.tools: .locks/tools.txt
 	@$(PYTHON) -m venv .venv/tools
@@ -73,6 +79,10 @@ test: .venv/.tests ## run the tests against real PostgreSQL
 test-system: .venv/.system ## run the tests that need root and Debian's packages
 	@$(BIN)/python -m pytest -n 4 --dist worksteal -m 'not alone' tests/system $(ARGS) || [ $$? -eq 5 ]
 	@$(BIN)/python -m pytest -m alone tests/system $(ARGS) || [ $$? -eq 5 ]
+
+# In a namespace of processes: whatever it started ends with it. The shell is PID 1 there, and reaps.
+test-ha: .venv/.tests .venv/.patroni ## break a cluster of three PostgreSQL servers under load; ARGS='--rounds 5' for figures
+	@unshare --pid --fork --kill-child --mount-proc sh -c '"$$@"; exit $$?' sh $(BIN)/python -m pytest tests/ha $(ARGS)
 
 bench: .venv/.bench ## measure this service beside others, 70 minutes; ARGS=short: 6 minutes; ARGS=storm: clients that ignore Retry-After, 9 minutes
 	@$(BIN)/python -m tests.bench $(ARGS)
@@ -104,6 +114,7 @@ lock: .venv/.tools ## pin what the requirements need, with hashes; ARGS=--upgrad
 	@$(LOCK) $(TESTED) -c .locks/embedded.txt -c .locks/development.txt -o .locks/tests.txt
 	@$(LOCK) $(TESTED) tests/system/requirements.txt -c .locks/tests.txt -o .locks/system.txt
 	@$(LOCK) $(TESTED) tests/bench/requirements.txt -c .locks/tests.txt -o .locks/bench.txt
+	@$(LOCK) tests/ha/requirements.txt -o .locks/patroni.txt
 	@$(LOCK) .ci/requirements.txt -o .locks/tools.txt
 
 sbom: .venv/.tools ## write what `make serve` runs on to .sbom.json (CycloneDX), and list the licences

@@ -15,6 +15,7 @@ NEEDED = {
     "tests": [OURS, EMBEDDED, "tests/requirements.txt"],
     "system": [OURS, EMBEDDED, "tests/requirements.txt", "tests/system/requirements.txt"],
     "bench": [OURS, EMBEDDED, "tests/requirements.txt", "tests/bench/requirements.txt"],
+    "patroni": ["tests/ha/requirements.txt"],
     "tools": [".ci/requirements.txt"],
 }
 PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[.*?\])?==([^\s;]+)", re.MULTILINE)
