@@ -11,7 +11,7 @@ from service.web.problems import CORS_REFUSED, HEAD_TOO_LARGE, MALFORMED_REQUEST
 from tests.support.process import CHECKOUT, Service
 
 README = (CHECKOUT / "README.md").read_text()
-READMES = ["README.md", "service/README.md", "tests/README.md", "tests/bench/README.md"]
+READMES = ["README.md", "service/README.md", "service/deploy/README.md", "tests/README.md", "tests/bench/README.md"]
 TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
 
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -243,7 +244,7 @@ class Rig:
     def _build(self) -> None:
         FOLDER.mkdir()
         FOLDER.chmod(0o1777)
-        os.environ["TMPDIR"] = str(FOLDER)
+        os.environ["TMPDIR"] = tempfile.tempdir = str(FOLDER)
         Path("/run/postgresql").mkdir()
         run("ip", "link", "add", "bridge", "type", "bridge")
         for address in (HERE, ETCD):
