@@ -89,7 +89,7 @@ class Rig:
             self.start_etcd()
             for node in NODES:
                 self.start(node)
-            until(self.is_healthy, "a leader and two standbys", within=30)
+            until(self.is_healthy, "a leader and two standbys", within=90)
             self._create_database()
             self.roles = stack.enter_context(RoleWatch(NODES, SECRETS["PATRONI_SUPERUSER_PASSWORD"]))
             self._start_haproxy()
@@ -142,21 +142,9 @@ class Rig:
             "PATRONI_POSTGRESQL_DATA_DIR": str(FOLDER / node / "data"),
             "PATRONI_POSTGRESQL_PGPASS": str(FOLDER / node / "pgpass"),
         }
-        command = [
-            "ip",
-            "netns",
-            "exec",
-            node,
-            "sh",
-            "-c",
-            'mount -t tmpfs -o mode=1777 tmpfs /run/postgresql; exec "$@"',
-            "sh",
-        ]
-        self._start(
-            node,
-            [*command, *POSTGRES, str(PATRONI), str(DEPLOY / "patroni.yml")],
-            environment,
-        )
+        sockets = 'mount -t tmpfs -o mode=1777 tmpfs /run/postgresql; exec "$@"'  # a folder for each machine
+        command = ["ip", "netns", "exec", node, "sh", "-c", sockets, "sh", *POSTGRES]
+        self._start(node, [*command, str(PATRONI), str(DEPLOY / "patroni.yml")], environment)
 
     def freeze(self, node: str) -> None:
         """Stop every process of the machine; its kernel goes on to acknowledge packets."""
@@ -233,11 +221,12 @@ class Rig:
 
     def set_failsafe(self, *, to: bool) -> None:
         """Set Patroni's failsafe_mode."""
-        answer = httpx.patch(
-            f"http://{NODES[self.leader]}:8008/config", json={"failsafe_mode": to}, auth=ADMIN, timeout=10
-        )
+        url = f"http://{NODES[self.leader]}:8008/config"
+        if httpx.get(url, timeout=10).json()["failsafe_mode"] == to:
+            return
+        answer = httpx.patch(url, json={"failsafe_mode": to}, auth=ADMIN, timeout=10)
         assert answer.status_code == 200, answer.text
-        time.sleep(2 * 2 + 1)  # two rounds of Patroni's loop_wait, after which every server has read it
+        time.sleep(5)  # two rounds of Patroni's loop_wait, after which every server has read it
 
     # How it is built.
 
@@ -283,14 +272,17 @@ class Rig:
             )
 
     def _signal(self, node: str, how: signal.Signals) -> None:
-        pids = subprocess.run(["ip", "netns", "pids", node], check=True, capture_output=True, text=True).stdout.split()
-        for pid in map(int, pids):
-            with suppress(ProcessLookupError):
-                os.kill(pid, how)
+        """Send a signal to every process of the machine, those that are started meanwhile too."""
+        reached: set[str] = set()
+        command = ["ip", "netns", "pids", node]
+        while pids := {*subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()} - reached:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), how)
+            reached |= pids
 
     def _kill(self) -> None:
         for node in NODES:
-            subprocess.run(["ip", "netns", "exec", node, "true"], check=False, capture_output=True)
             self._signal(node, signal.SIGKILL)
         for daemon in self._daemons.values():
             daemon.kill()
