@@ -36,5 +36,5 @@ def cluster() -> Iterator[rig.Rig]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if results := config.stash[RESULTS]:
-        terminalreporter.section("three hosts · HAProxy · PgBouncer")
+        terminalreporter.section(" · ".join(rig.FORMS))
         terminalreporter.write_line(table(results))

@@ -16,9 +16,11 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 import psycopg
@@ -46,12 +48,15 @@ READ_ALL = "+dac_read_search"  # wherever the checkout and its Python are, such 
 POSTGRES = ("setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups",
             f"--inh-caps={READ_ALL}", f"--ambient-caps={READ_ALL}")  # fmt: skip
 
-# The service reaches the leader in three ways.
+ACCOUNT = f"postgresql://users:{quote(PASSWORD)}"
+
+# How the service reaches the leader: the settings of each form.
 FORMS = {
-    "three hosts": f"{','.join(NODES.values())}/users",
-    "HAProxy": "127.0.0.1:5000/users",
-    "PgBouncer": "127.0.0.1:6432/users",
+    "three hosts": {"DATABASE_URL": f"{ACCOUNT}@{','.join(NODES.values())}/users"},
+    "HAProxy": {"DATABASE_URL": f"{ACCOUNT}@127.0.0.1:5000/users"},
+    "PgBouncer": {"DATABASE_URL": f"{ACCOUNT}@127.0.0.1:6432/users"},
 }
+INSTANCES = 2  # of the service, for each form
 
 
 def programs() -> Path:
@@ -94,10 +99,9 @@ class Rig:
             self.roles = stack.enter_context(RoleWatch(NODES, SECRETS["PATRONI_SUPERUSER_PASSWORD"]))
             self._start_haproxy()
             self._start_pgbouncer()
-            for form, place in FORMS.items():
-                url = f"postgresql://users:{PASSWORD.replace(' ', '%20')}@{place}"
-                settings = {"DATABASE_URL": url, "INSTANCES": "2"}
-                self.services[form] = [stack.enter_context(Service(settings)) for _ in range(2)]
+            for form, settings in FORMS.items():
+                start = partial(Service, {**settings, "INSTANCES": str(INSTANCES)})
+                self.services[form] = [stack.enter_context(start()) for _ in range(INSTANCES)]
             self._stack = stack.pop_all()
         return self
 
