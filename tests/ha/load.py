@@ -88,11 +88,11 @@ class Load:
         return sum(each.status not in SUCCESS for each in self._of(kind))
 
     def unexpected(self) -> Counter[str]:
-        """Count the answers that no fault explains, such as a 500."""
+        """Count the answers that no fault explains, such as a 500. One that was not received is a failure only."""
         return Counter(
             f"{each.method} {each.status} {each.code}"
             for each in self.answers
-            if each.status not in (*SUCCESS, 503, 504)
+            if each.status not in (0, *SUCCESS, 503, 504)
         )
 
     def reconcile(self, conn: psycopg.Connection) -> Reconciliation:
