@@ -1,14 +1,31 @@
-"""What psycopg does not offer of libpq: a query that ends in time, and the trace of an attempt to connect."""
+"""What psycopg does not offer of libpq: queries that end in time, failures that close, and a trace of connecting."""
 
 import os
 import select
 import time
-from typing import Any
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from psycopg import Connection, errors, pq
+from psycopg import Connection, Error, errors, pq
 from psycopg.conninfo import conninfo_to_dict, timeout_from_conninfo
 from psycopg.pq import ExecStatus, PollingStatus
 from psycopg.pq.abc import PGconn
+
+C = TypeVar("C", bound=Connection[Any])
+
+
+def connect(opener: Callable[..., C], conninfo: str, **arguments: Any) -> C:  # noqa: ANN401 - psycopg's
+    """Call `opener`, psycopg's own `connect`; when it fails, close its socket. Raises psycopg.Error.
+
+    The frames of its exception refer to each other, and would keep the socket open until the garbage collector runs: a
+    server that shuts down waits for it, and many are more files than the process may open.
+    """
+    try:
+        return opener(conninfo, **arguments)
+    except Error as exc:
+        traceback.clear_frames(exc.__traceback__)
+        raise
 
 
 def connect_timeout(conninfo: str) -> float:

@@ -127,7 +127,7 @@ def _discard(attempt: Future[C]) -> None:
 
 
 def _connect(connect: Callable[..., C], conninfo: str, arguments: dict[str, Any]) -> C:
-    conn = connect(conninfo, **arguments)
+    conn = libpq.connect(connect, conninfo, **arguments)
     try:
         _check(conn, conninfo)
     except BaseException:

@@ -91,8 +91,10 @@ class Host:
 
     def _connect(self) -> psycopg.Connection:
         conninfo = list(each_host(self.session.conninfo()))[self.number]
-        application = "users-service-watch"
-        return psycopg.connect(conninfo, target_session_attrs="any", application_name=application, autocommit=True)
+        return libpq.connect(
+            psycopg.connect, conninfo,
+            target_session_attrs="any", application_name="users-service-watch", autocommit=True,
+        )  # fmt: skip
 
 
 class WatchedDatabase(Database):
