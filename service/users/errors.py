@@ -1,6 +1,7 @@
 """The exceptions of users, and the problem that answers each."""
 
-from service.web.problems import RETRY_LATER, Problem, ProblemTable, RetryAfter
+from service.web.problems import RETRY_LATER, Problem, ProblemTable
+from service.web.responses import FailureWithHeaders
 
 # Seconds: three times what a hash of 64 MiB takes, so that the time tells nothing of the stored hash. Ours take 19 ms.
 FAILED_LOGIN_DURATION = 0.4
@@ -26,8 +27,12 @@ class WrongCredentials(Exception):
     """The email is unknown or the password is wrong. The client does not learn which."""
 
 
-class TooManyAttempts(RetryAfter):
+class TooManyAttempts(FailureWithHeaders):
     """Too many logins failed for this email, which may be known or not."""
+
+    def __init__(self, seconds: int) -> None:
+        """Have the answer say that the next login must wait so many seconds."""
+        super().__init__({"Retry-After": str(seconds)})
 
 
 USER_PROBLEMS: ProblemTable = {

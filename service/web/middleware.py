@@ -22,17 +22,16 @@ from service.telemetry import log, metrics
 from service.telemetry.record import RECORD, Record
 from service.web.arrival import Arrival
 from service.web.bodies import BodyTooLarge
-from service.web.preconditions import PreconditionFailed
 from service.web.problems import (
     MALFORMED_REQUEST,
     STOPPING,
     Problem,
     ProblemTable,
-    RetryAfter,
     invalid_fields,
     problem_of,
     render,
 )
+from service.web.responses import FailureWithHeaders
 
 logger = logging.getLogger(__name__)
 
@@ -105,15 +104,11 @@ class ProblemMiddleware:
     def _response(self, scope: Scope, exc: Exception, problem: Problem) -> Response:
         if isinstance(exc, HTTPException) and exc.status_code in WITHOUT_BODY:
             return Response(status_code=exc.status_code, headers=exc.headers)
-        if isinstance(exc, RetryAfter):
-            return render(problem, headers={"Retry-After": str(exc.seconds)})
-        if isinstance(exc, PreconditionFailed):
-            return render(problem, headers={"ETag": exc.etag})
         if isinstance(exc, RequestValidationError):
             return render(problem, errors=invalid_fields(exc))
         if problem.status == HTTPStatus.METHOD_NOT_ALLOWED:
             return render(problem, headers={"Allow": ", ".join(self._methods(scope))})
-        return render(problem)
+        return render(problem, headers=exc.headers if isinstance(exc, FailureWithHeaders) else None)
 
     def _methods(self, scope: Scope) -> list[str]:
         """Return every method of the request's path, which may have several routes."""

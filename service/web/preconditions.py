@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from service.web.models import MAX_ID
-from service.web.responses import NO_STORE, json_text_response
+from service.web.responses import NO_STORE, FailureWithHeaders, json_text_response
 
 # A list of entity tags (sections 5.6.1 and 8.8.3). Possessive quantifiers, so that no header takes long.
 TAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*+"'
@@ -21,13 +21,12 @@ VERSION_MATCHES = (
 )
 
 
-class PreconditionFailed(Exception):
+class PreconditionFailed(FailureWithHeaders):
     """The row has a version that the preconditions of the request do not allow."""
 
     def __init__(self, version: int) -> None:
         """Have the answer say which version the row has."""
-        super().__init__(f"the version is {version}")
-        self.etag = etag(version)
+        super().__init__({"ETag": etag(version)})
 
 
 def etag(version: int) -> str:

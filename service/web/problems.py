@@ -42,14 +42,6 @@ CLOSE = {"Connection": "close"}
 ETAG = {"ETag": '"12"'}  # an example: PreconditionFailed has the current one
 
 
-class RetryAfter(Exception):
-    """Something that a client may try again after so many `seconds`."""
-
-    def __init__(self, seconds: int) -> None:
-        super().__init__(f"retry after {seconds} s")
-        self.seconds = seconds
-
-
 class IdempotencyKeyReused(RequestValidationError):
     """The Idempotency-Key was sent before with another request."""
 

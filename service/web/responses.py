@@ -35,3 +35,11 @@ def json_response(
 def json_text_response(text: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return a response with `text`, which is JSON already: PostgreSQL made it. No cache keeps it."""
     return Response(text.encode() + b"\n", status, {**NO_STORE, **(headers or {})}, JSON)
+
+
+class FailureWithHeaders(Exception):
+    """A failure whose answer has `headers` of its own, besides those of its row in problems.py."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        super().__init__(str(headers))
+        self.headers = headers
