@@ -154,6 +154,7 @@ class Workers:
         """Carry out writes in their order, while they have not all of their share of the threads."""
         while self._overtaken and self._free_for_writes.acquire(blocking=False):
             try:
-                self._overtaken.popleft().carry_out()
+                with suppress(IndexError):  # it was removed; look again, for one that was added meanwhile
+                    self._overtaken.popleft().carry_out()
             finally:
                 self._free_for_writes.release()

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.web.admission import Overloaded, expiring
-from service.web.workers import Workers
+from service.web.workers import Call, Workers
 from tests.support.polling import until
 
 SIZE = 2
@@ -144,6 +145,36 @@ def test_writes_leave_a_thread_to_reads_and_come_in_their_order() -> None:
 
     play(scene)
     assert done == [0, 1, 2, 3, 4]
+
+
+class Removed(deque[Call]):
+    """Writes of which the first is removed when a thread wants it, while another thread adds one and finds no share."""
+
+    def __init__(self, workers: Workers, later: Call) -> None:
+        super().__init__()
+        self._workers = workers
+        self._later: Call | None = later
+
+    def popleft(self) -> Call:
+        if self._later:
+            self.clear()
+            self.append(self._later)
+            self._later = None
+            self._workers._write()  # noqa: SLF001 - the other thread's
+            raise IndexError
+        return super().popleft()
+
+
+def test_a_write_that_comes_while_another_is_removed_is_carried_out() -> None:
+    async def scene(workers: Workers) -> None:
+        later_call = Call(lambda: 2, {}, later(), is_write=True)
+        workers._overtaken = Removed(workers, later_call)  # noqa: SLF001 - two threads at one moment
+        removed = asyncio.create_task(workers.run(lambda: 1, {}, start_by=later(), is_write=True))
+        assert await asyncio.wait_for(later_call.result, 5) == 2
+        removed.cancel()
+        await asyncio.gather(removed, return_exceptions=True)
+
+    play(scene)
 
 
 @pytest.mark.parametrize("fails", [False, True])
