@@ -134,24 +134,26 @@ class WatchedDatabase(Database):
 
     def _server(self, server: Callable[[], str]) -> str:
         """Return the connection string of the hosts that answer, but for primaries of an older timeline."""
+        given, newest = server(), self.newest
         known = [
             (host, conninfo_to_dict(each))
-            for host, each in zip(self.hosts, each_host(server()), strict=True)
-            if host.timeline in ("", self.newest)
+            for host, each in zip(self.hosts, each_host(given), strict=True)
+            if not "" < host.timeline < newest
         ]
         parts = [part for host, part in known if not host.timed_out] or [part for _, part in known]
         names = [name for name in ("host", "hostaddr", "port") if name in parts[0]]
-        return make_conninfo(server(), **{name: ",".join(str(part[name]) for part in parts) for name in names})
+        return make_conninfo(given, **{name: ",".join(str(part[name]) for part in parts) for name in names})
 
     def _follow_leader(self) -> None:
         """Replace the connections to other hosts when one begins to lead."""
         while not self._closed.wait(TICK):
-            newest = self.newest
+            newest, former = self.newest, self._others
             others = frozenset(host.address for host in self.hosts if host.timeline < newest)
-            former, self._others = self._others, others
-            if others != former:
-                self.watchdog.break_connections(self._is_elsewhere)
-            if others != former and former:
+            if not newest or others == former:  # while nobody leads, the one that did may lead again
+                continue
+            self._others = others
+            self.watchdog.break_connections(self._is_elsewhere)
+            if former:
                 logger.warning("another host leads, on timeline %s: the connections are replaced", newest)
                 self.drain()
                 if self._pool:
