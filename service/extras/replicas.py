@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.database import budget, sessions
 from service.database.connection import PooledConnection
-from service.database.errors import ConnectionBroke, DatabaseUnavailable
+from service.database.errors import ConnectionBroke, DatabaseUnavailable, DeadlineExceeded
 from service.database.outage import PATIENCE
 from service.database.pool import Checkout, Database
 from service.database.refusals import ConnectFailed, ServerUnfit, one_line
@@ -219,11 +219,13 @@ class RoutedCheckout(Checkout):
         if exc is None and not self._request.is_read and self._database.reads_replica:
             with suppress(Error):  # the write is done
                 [self._request.position] = self._conn.fetchone(SELECT_POSITION, {}) or [""]
-        is_behind = self._request.after and isinstance(exc, errors.DivisionByZero)
+        # DivisionByZero: CHECK_POSITION. A lock that the replica replays may be long gone at the primary.
+        is_behind = self._request.from_replica and isinstance(exc, (errors.DivisionByZero, errors.LockNotAvailable))
         try:
             self._checkout.__exit__(kind, exc, trace)
-        except DatabaseUnavailable:  # such as a conflict with what it replays, or a table that it lacks
-            is_behind = self._request.from_replica
+        except (DatabaseUnavailable, DeadlineExceeded) as failure:
+            # Such as a conflict with what the replica replays, or a table that it lacks.
+            is_behind |= self._request.from_replica and isinstance(failure, DatabaseUnavailable)
             if not is_behind:
                 raise
         if is_behind:

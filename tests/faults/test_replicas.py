@@ -170,6 +170,23 @@ def test_with_reads_at_the_replica_none_fails_when_it_is_killed_or_frozen(
     assert longest_gap(load, began) < 2
 
 
+def test_a_read_that_meets_a_lock_at_the_replica_only_is_served_by_the_primary(
+    spread: Service, pair: tuple[Cluster, Cluster], database: TestDatabase
+) -> None:
+    """A standby that is behind still has the lock of a transaction that the primary has ended."""
+    locked = "SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND relation = 'public.user'::regclass"
+    with TestDatabase(pair[1], database.name).as_superuser() as conn:
+        with database.connect() as holder, holder.transaction():
+            holder.execute('LOCK TABLE public."user" IN ACCESS EXCLUSIVE MODE')
+            until(lambda: conn.execute(locked).fetchone(), "the standby has the lock")
+            conn.execute("SELECT pg_wal_replay_pause()")
+        try:
+            read = spread.client.get("/users")
+        finally:
+            conn.execute("SELECT pg_wal_replay_resume()")
+    assert (read.status_code, from_replica(read)) == (200, False)
+
+
 def test_a_slow_read_stays_at_the_primary(service: Service, database: TestDatabase) -> None:
     with database.connect() as conn, conn.transaction():
         conn.execute('LOCK TABLE public."user" IN ACCESS EXCLUSIVE MODE')
