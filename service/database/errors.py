@@ -7,8 +7,8 @@ DatabaseFailure
 │   └── CommitsStalled       the server is up, and a write would wait for a synchronous standby
 ├── DeadlineExceeded         stopped at its limit: nothing was done
 └── OutcomeUnknown           the statement may have been carried out
-├── ConnectionBroke      the connection broke under it
-└── ConnectionCut        the connection was cut at the request's deadline
+    ├── ConnectionBroke      the connection broke under it
+    └── ConnectionCut        the connection was cut at the request's deadline
 """
 
 import logging
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 SESSION_ENDED = (
     errors.AdminShutdown,
     errors.CrashShutdown,
-    errors.CannotConnectNow,
     errors.IdleInTransactionSessionTimeout,
 )
 

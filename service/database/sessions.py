@@ -38,7 +38,6 @@ SELECT_STATE = """
 """
 
 TAKES_WRITES, STANDBY = "read-write", "standby"  # libpq's target_session_attrs
-READ_ONLY = "session is read-only"  # libpq's error, which is never translated
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def _check(conn: psycopg.Connection[Any], conninfo: str) -> None:
     if OPTIONS_MARKER in str(wanted.get("options", "")) and not state["options"]:
         raise OperationalError("the options of the connection were dropped on the way: there is a pooler")
     if wanted.get("target_session_attrs") == TAKES_WRITES and state["read_only"] == "on":
-        raise OperationalError(f"{READ_ONLY}: the server is a standby, or default_transaction_read_only is on")
+        raise OperationalError("session is read-only: the server is a standby, or default_transaction_read_only is on")
 
 
 def each_host(conninfo: str) -> Iterator[str]:

@@ -123,7 +123,7 @@ class Endpoint:
             return await run(start_by=_start_by(self._runtime.queue))
         except (ConnectionBroke, NotSent):
             if is_write:
-                raise  # a write may have been carried out
+                raise  # the service never retries a write
             metrics.READS_RETRIED.inc()
             return await run(start_by=DEADLINE.get())
 
