@@ -154,12 +154,11 @@ class Load:
         answer = await self._send(url, "PATCH", f"/users/{user_id}", {"lname": name})
         if answer.status == 200:
             self._names[user_id] = name
-        elif NOTHING in answer.detail:
+            self._changeable.append(user_id)
+        elif NOTHING in answer.detail:  # not changed again: a second change would hide that this one was made
             self._refused_names.add(name)
         else:
-            self._undecided_names[user_id] = name  # the user is not changed again
-            return
-        self._changeable.append(user_id)
+            self._undecided_names[user_id] = name
 
     def _new_user(self) -> dict[str, str]:
         return {**USER, "email": f"{next(self._numbers)}-of-{self.first}@example.com"}
