@@ -156,7 +156,7 @@ class Settings(BaseModel):
     )
     queue_wait: Seconds = setting(2.0, "seconds a request may wait for a thread; most clients have given up by then")
     connect_timeout: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] = setting(
-        3.0, "seconds to open a connection, 1 or more: libpq counts whole seconds"
+        3.0, "seconds to open a connection, 1 or more: libpq counts whole seconds, and takes 1 as 2"
     )
     lock_timeout: Seconds = setting(2.0, "seconds a statement waits for a lock")
     statement_timeout: Seconds = setting(5.0, "seconds a statement may run; the slowest here takes milliseconds")

@@ -73,7 +73,8 @@ def routes(
         """Asks the database, over a connection that nobody needs at the moment; busy is not failed.
 
         With `?exclude=database`, only this instance counts: the database is the same for all, and a load balancer that
-        finds none of them ready has no answer but its own.
+        finds none of them ready has no answer but its own. An instance is ready only after it has found the database
+        once.
         """
         failed = readiness.failed
         is_excluded = request.query_params.get("exclude") == "database"
