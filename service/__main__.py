@@ -236,7 +236,7 @@ def _start(settings: Settings, *, reload: bool) -> None:
     with listen.bind(settings) as bound, _with_database(settings, logger.info) as configured:
         logger.info(_check_access(settings, bound))
         if os.geteuid() == 0 and not reload:
-            logger.warning("serving as root: whoever breaks in has the whole machine; run it as an ordinary user")
+            logger.info("serving as root: whoever breaks in has the whole machine; run it as an ordinary user")
         try:
             prepare_server(configured.server, configured, UPGRADES, logger.info)
         except ServerUnreachable as exc:

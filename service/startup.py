@@ -122,7 +122,7 @@ class Startup:
         """At SIGTERM, turn /readyz to 503 and stop trying; then let the former handler of SIGTERM end the process.
 
         It does so after `delay` seconds, or at the next SIGTERM: until then, requests are taken. For a worker its
-        supervisor waits, and sends SIGUSR1 first.
+        supervisor waits, and sends SIGUSR1 first; that of `uvicorn --workers` does not.
         """
         if threading.current_thread() is not threading.main_thread():
             return

@@ -51,11 +51,11 @@ class Budget:
     @property
     def needed(self) -> int:
         """How many connections this service opens at most."""
-        return self.workers * self.instances * self.surge
+        return self.workers * self.instances * self.per_worker
 
     @property
-    def surge(self) -> int:
-        """How many more it opens for a moment, while SIGHUP replaces a worker."""
+    def per_worker(self) -> int:
+        """How many a worker opens at most. While SIGHUP replaces one, there is one worker more."""
         return self.threads + self.watches
 
     @property
@@ -83,8 +83,8 @@ class Budget:
             return f"{needed}; what the pooler allows is not known, as this role is not one of its stats_users"
         limit = min(self.limits.values())
         allowed = f"{needed}; {limit} allowed = {', '.join(self.limits)}"
-        if 0 <= limit - self.needed < self.surge:
-            allowed += f"; a restart without refused requests needs {self.surge} more"
+        if 0 <= limit - self.needed < self.per_worker:
+            allowed += f"; a restart without refused requests needs {self.per_worker} more"
         return allowed if self.pooled else f"{allowed}; {self.in_use} in use by others now"
 
     def check(self) -> None:

@@ -62,7 +62,7 @@ class Database:
         self.watchdog = watchdog
         self._connection_class = connection_class
         self._drained_at = 0.0
-        self._read_only: PooledConnection | None = None  # the newest on which a write was refused for that
+        self.read_only: PooledConnection | None = None  # the newest on which a write was refused for that
         self._closed = threading.Event()
         self._pool: Pool | None = None
 
@@ -112,10 +112,6 @@ class Database:
             self._drained_at = time.monotonic()
             self._pool.drain()
 
-    def drain_for_writes(self, refused: PooledConnection) -> None:
-        """Replace every connection as old as `refused` once another server takes writes."""
-        self._read_only = refused
-
     def stats(self) -> dict[str, int]:
         """Return the statistics of psycopg_pool; none before `open()`."""
         return self._pool.get_stats() if self._pool else {}
@@ -130,15 +126,15 @@ class Database:
     def _refill(self, pool: Pool) -> None:
         """Have a pool that gave up connecting try again: by itself it does so only for a request."""
         while not self._closed.wait(RECONNECT_TIMEOUT):
-            if self._read_only:
-                self._leave_standby(self._read_only)
+            if self.read_only:
+                self._leave_standby(self.read_only)
             if pool.get_stats()["pool_size"] < self._size:
                 self._adapt_to_pooler()
                 pool.check()
 
     def _leave_standby(self, refused: PooledConnection) -> None:
         """Replace the connections as soon as a server takes writes; until then, these serve reads."""
-        self._read_only = None
+        self.read_only = None
         with suppress(ConnectFailed, SettingsError), self._session.connect() as conn:
             reported = map(conn.pgconn.parameter_status, (b"default_transaction_read_only", b"in_hot_standby"))
             if b"on" not in reported:  # DATABASE_URL may ask for any server
@@ -206,6 +202,6 @@ class Checkout:
         if isinstance(failure, ConnectionBroke):
             self._database.drain(self._conn)
         elif isinstance(exc, errors.ReadOnlySqlTransaction):
-            self._database.drain_for_writes(self._conn)
+            self._database.read_only = self._conn
         if failure:
             raise failure from exc

@@ -99,9 +99,9 @@ def connect_for_writes(connect: Callable[..., C], conninfo: str, **arguments: An
             if other is not attempt:
                 other.add_done_callback(_discard)
         return attempt.result()
-    if len({type(each) for each in failures}) == 1:
-        raise type(failures[0])("; ".join(sorted(map(str, failures))))
-    raise OperationalError("; ".join(sorted(map(str, failures))))
+    kinds = {type(each) for each in failures}
+    kind = kinds.pop() if len(kinds) == 1 else OperationalError
+    raise kind("; ".join(sorted(map(str, failures)))) from failures[0]
 
 
 def _begin(call: Callable[[], C], then: Callable[[Future[C]], None]) -> Future[C]:

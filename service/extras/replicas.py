@@ -124,7 +124,8 @@ class ReplicatedDatabase(WatchedDatabase):
         """Return the databases that may serve a request, the first to be tried first."""
         if not request.is_read or request.needs_primary or not self._replica_serves:
             return [self]
-        if self.reads_replica or self.is_away or time.monotonic() < self._replica_first_until:
+        prefers_replica = self.reads_replica or self.is_away or time.monotonic() < self._replica_first_until
+        if prefers_replica and not request.from_replica:  # otherwise a replica has failed to serve it
             return [self.replica, self]
         return [self, self.replica]
 

@@ -2,7 +2,8 @@
 
 Nothing ends such a wait: PostgreSQL would report a commit that was cancelled as done, though no standby has it. So a
 write is cut at its deadline, and leaves a session behind at PostgreSQL, within max_connections, until the standby
-answers. It is by these sessions that the next write can be refused, and that the end of the wait is seen. See
+answers. It is by these sessions that the next write can be refused, and that the end of the wait is seen. A worker with
+one thread has none left for reads meanwhile. See
 https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION
 """
 

@@ -67,7 +67,7 @@ def test_the_start_says_who_may_do_what(
     assert said.replace("FILE", str(file)) in lines[0]
 
 
-def test_the_start_warns_root(database: TestDatabase) -> None:
+def test_the_start_tells_root_to_be_somebody_else(database: TestDatabase) -> None:
     with Service(database.environment) as service:
         assert ("serving as root" in service.log) == (os.geteuid() == 0)
 
