@@ -50,9 +50,12 @@ POSTGRES = ("setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups",
 
 ACCOUNT = f"postgresql://users:{quote(PASSWORD)}"
 
-# How the service reaches the leader: the settings of each form.
+THREE_HOSTS = f"{ACCOUNT}@{','.join(NODES.values())}/users"
+
+# How the service reaches the servers: the settings of each form.
 FORMS = {
-    "three hosts": {"DATABASE_URL": f"{ACCOUNT}@{','.join(NODES.values())}/users"},
+    "three hosts": {"DATABASE_URL": THREE_HOSTS},
+    "with replicas": {"DATABASE_URL": THREE_HOSTS, "DATABASE_READ_URL": THREE_HOSTS},
     "HAProxy": {"DATABASE_URL": f"{ACCOUNT}@127.0.0.1:5000/users"},
     "PgBouncer": {"DATABASE_URL": f"{ACCOUNT}@127.0.0.1:6432/users"},
 }

@@ -63,7 +63,6 @@ def test_nothing_acknowledged_is_lost_and_nothing_refused_is_done(
             fault.mend(cluster, leader)
         promoted = until(lambda: cluster.roles.promoted(began), "a promotion", within=60) if fault.promotes else None
         if promoted and not fault.lasts:
-            # With Patroni dead, the form of three hosts resumes only when it is mended.
             while not _have_succeeded(loads, promoted) and time.monotonic() < promoted + PATIENCE:
                 time.sleep(0.1)
             fault.mend(cluster, leader)
