@@ -143,11 +143,20 @@ class Database:
     def _adapt_to_pooler(self) -> None:
         """Connect without options from now on when only that succeeds: a pooler took the place of the server."""
         refusal, pooled = self.outage.refusal, self._session.pooled
-        if refusal and refusal.may_be_about_options and pooled:
-            with suppress(ConnectFailed, SettingsError):
-                pooled.connect().close()
+        if not (refusal and refusal.may_be_about_options and pooled):
+            return
+        with suppress(ConnectFailed, SettingsError):
+            pooled.connect().close()
+            if self._options_are_refused():  # otherwise the server has just come back
                 logger.warning("a pooler answers in the place of PostgreSQL: each statement sets its timeouts")
                 self._session = pooled
+
+    def _options_are_refused(self) -> bool:
+        try:
+            self._session.connect().close()
+        except ConnectFailed as exc:
+            return exc.refusal.may_be_about_options
+        return False
 
     def _check(self, conn: PooledConnection) -> None:
         try:

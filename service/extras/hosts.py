@@ -126,7 +126,9 @@ class WatchedDatabase(Database):
         self._needs_standby = target == STANDBY
         hosts = enumerate(each_host(given))
         self.hosts = tuple(Host(session, number, _address(conninfo)) for number, conninfo in hosts)
-        super().open(replace(session, server=partial(self._server, session.server)))
+        server = partial(self._server, session.server)
+        pooled = session.pooled and replace(session.pooled, server=server)
+        super().open(replace(session, server=server, pooled=pooled))
         for host in self.hosts:
             threading.Thread(target=host.ask_until, args=(self._closed,), name="host", daemon=True).start()
         if target == TAKES_WRITES and not session.session_setup:  # a pooler decides itself to which server it leads

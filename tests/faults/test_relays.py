@@ -71,6 +71,15 @@ def test_a_pooler_that_appears_while_the_service_runs_is_served_through(relay: R
         until(lambda: service.client.get("/users").status_code == 200, "it serves again")
 
 
+def test_a_server_that_comes_back_is_taken_for_no_pooler(relay: Relay, database: TestDatabase) -> None:
+    relay.refuses = False
+    with Service(through(relay, database)) as service:
+        relay.refuses = relay.recovers = True
+        relay.cut()
+        until(lambda: service.client.get("/users").status_code == 200, "it serves again")
+        assert "a pooler answers" not in service.log
+
+
 def test_silent_hosts_do_not_hold_up_the_next_one_and_a_late_connection_is_closed(database: TestDatabase) -> None:
     with Proxy(database.cluster.port) as slow, socket.create_server(("127.0.0.1", 0)) as silent:
         slow.latency = 0.3

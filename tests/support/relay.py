@@ -31,6 +31,7 @@ class Relay:
         self._target = port
         self.answer = answer
         self.refuses = refuses
+        self.recovers = False  # when a connection without options comes
         self.replaced = (b"", b"")  # what PostgreSQL sends, and what the service gets in its place
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -70,6 +71,8 @@ class Relay:
                 code = struct.unpack("!i", packet[4:8])[0]
                 if code in SSL_REQUESTS:
                     client.sendall(b"N")
+            if self.recovers and b"\0options\0" not in packet:
+                self.refuses = False
             if self.refuses and b"\0options\0" in packet:
                 if self.answer is None:
                     client.recv(1)  # until the client gives up
