@@ -15,6 +15,7 @@ from pathlib import Path
 from socket import socket
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import ChangeReload
 
 from service import settings as environment
@@ -38,7 +39,6 @@ DATA = Path(__file__).parents[1] / ".data"  # of the embedded PostgreSQL
 PAGE_FILES = ["*.sql", "*.html", "*.css", "*.js", "*.svg"]  # that change what `run` serves, besides Python's
 
 USAGE_ERROR = 2  # exit status: the user can correct it
-STARTUP_FAILURE = 3  # exit status: uvicorn's, when the application cannot start
 
 # Seconds that a worker may take to start, and to answer its supervisor. Healthy workers of a busy machine exceed
 # uvicorn's 5.
@@ -265,7 +265,7 @@ def _start(settings: Settings, *, reload: bool) -> None:
         if settings.workers > 1:
             supervisor = Supervisor(config, sockets, drain_delay=settings.drain_delay)
             supervisor.run()
-            if any(each.exitcode == STARTUP_FAILURE for each in supervisor.processes):
+            if supervisor.failed_to_start:
                 sys.exit(STARTUP_FAILURE)
         elif reload:
             ChangeReload(config, uvicorn.Server(config).run, sockets).run()

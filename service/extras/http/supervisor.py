@@ -6,6 +6,7 @@ from os import kill
 from socket import socket
 
 from uvicorn import Config
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 
@@ -17,6 +18,7 @@ class Supervisor(Multiprocess):
         super().__init__(config, sockets)
         self._drain_delay = drain_delay
         self._at_once = threading.Event()
+        self._was_told = False
         for number in (signal.SIGTERM, signal.SIGINT):  # even while workers are replaced
             signal.signal(number, self._stop)
 
@@ -24,7 +26,13 @@ class Supervisor(Multiprocess):
         """Begin to stop; at the second signal, or at Ctrl-C, wait for no load balancer."""
         if self.should_exit.is_set() or number == signal.SIGINT:
             self._at_once.set()
+        self._was_told = True
         self.should_exit.set()
+
+    @property
+    def failed_to_start(self) -> bool:
+        """Whether a worker could not start. One that is told to stop while it starts has the same exit status."""
+        return not self._was_told and any(process.exitcode == STARTUP_FAILURE for process in self.processes)
 
     def keep_subprocess_alive(self) -> None:
         """Replace each worker that has died or does not answer a ping."""
