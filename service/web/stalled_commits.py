@@ -9,6 +9,7 @@ https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATIO
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -19,7 +20,6 @@ from service.database.errors import CommitsStalled, DatabaseFailure
 from service.database.pool import Database
 from service.database.watchdog import DEADLINE
 from service.telemetry.record import RECORD, Record
-from service.web.admission import Overloaded
 from service.web.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class StalledCommits:
             while True:
                 await asyncio.sleep(PERIOD)
                 if self._stalled or self._is_suspicious():
-                    with suppress(DatabaseFailure, Error, Overloaded):  # looked for again in a moment
+                    with suppress(DatabaseFailure, Error, TimeoutError):  # looked for again in a moment
                         await self._look()
 
         task = asyncio.create_task(run())
@@ -71,14 +71,16 @@ class StalledCommits:
             task.cancel()
 
     def _is_suspicious(self) -> bool:
-        since, _ = next(iter(self._database.watchdog.holders()), (time.monotonic(), ""))
-        return time.monotonic() - since > self._patience
+        """Whether something has held a connection for long, and there is another one to ask over."""
+        since = time.monotonic() - self._patience
+        held = sum(began < since for began, _ in self._database.watchdog.holders())
+        return 0 < held < self._workers.size
 
     async def _look(self) -> None:
-        deadline = time.monotonic() + ASK_TIMEOUT
-        DEADLINE.set(deadline)
+        DEADLINE.set(time.monotonic() + ASK_TIMEOUT)
         arguments = {"database": self._database, "seconds": self._patience}
-        stalled = await self._workers.run(select_stalled, arguments, start_by=deadline)
+        async with asyncio.timeout(ASK_TIMEOUT):  # and no `start_by`, at which it would be counted as a refused request
+            stalled = await self._workers.run(select_stalled, arguments, start_by=math.inf)
         if stalled and not self._stalled:
             logger.error("writes are refused: commits wait for a synchronous standby that does not answer")
         elif self._stalled and not stalled:
