@@ -174,7 +174,9 @@ def test_it_moves_under_load_and_nothing_jumps(page: Page, service: Service, dat
 
 
 def test_it_shows_a_database_that_stops_and_its_return(page: Page, service: Service, victim: Cluster) -> None:
-    with Load(service.url, clients=16):  # so that each worker has some: one that is asked for nothing notices nothing
+    # Both workers must have clients: one that is asked for nothing notices nothing.
+    expect(page.locator("#budget-legend .ours b")).to_have_text(str(THREADS))
+    with Load(service.url, clients=16):
         victim.stop()
         headline(page, "down")
         expect(page.locator("#announcement")).to_contain_text("Database down: ")
