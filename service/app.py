@@ -35,6 +35,7 @@ from service.users.routes import USERS
 from service.web import health, idempotency
 from service.web.access import Access
 from service.web.admission import Admission, expiring
+from service.web.background import in_background
 from service.web.endpoint import Runtime
 from service.web.health import Readiness
 from service.web.middleware import ProblemMiddleware, RequestMiddleware
@@ -117,8 +118,8 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
                 await anyio.to_thread.run_sync(startup.begin)
                 _spare_the_collector()
                 await stack.enter_async_context(expiring(queue.expire, hashing.expire, workers.expire))
-                await stack.enter_async_context(idempotency.sweeping(workers, database, stalled_commits))
-                await stack.enter_async_context(stalled_commits.watching())
+                await stack.enter_async_context(in_background(idempotency.sweep(workers, database, stalled_commits)))
+                await stack.enter_async_context(in_background(stalled_commits.watch()))
                 await stack.enter_async_context(publisher.run(app.routes))
             systemd.notify("READY=1")
             early_queue = EarlyQueue(queue, access, app.routes, settings.root_path, traced=tracing.configured())

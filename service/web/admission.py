@@ -8,11 +8,12 @@ import asyncio
 import math
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Self
 
 from service.telemetry import metrics
+from service.web.background import in_background
 
 FULL, LATE = "full", "late"  # why a request is refused
 
@@ -196,8 +197,7 @@ def _pop(line: OrderedDict[Turn, float], *, last: bool = False) -> Turn | None:
     return None
 
 
-@asynccontextmanager
-async def expiring(*expire: Callable[[float], None]) -> AsyncIterator[None]:
+def expiring(*expire: Callable[[float], None]) -> AbstractAsyncContextManager[None]:
     """Call each function every TICK with the monotonic time, while the block runs.
 
     One timer for all requests: one for each costs 3 %.
@@ -209,8 +209,4 @@ async def expiring(*expire: Callable[[float], None]) -> AsyncIterator[None]:
             for each in expire:
                 each(time.monotonic())
 
-    timer = asyncio.create_task(run())
-    try:
-        yield
-    finally:
-        timer.cancel()
+    return in_background(run())

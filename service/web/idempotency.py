@@ -10,8 +10,8 @@ import hmac
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from types import TracebackType
@@ -207,28 +207,19 @@ def delete_outdated(database: Database) -> int:
     return int(count)
 
 
-@asynccontextmanager
-async def sweeping(workers: Workers, database: Database, stalled_commits: StalledCommits) -> AsyncIterator[None]:
-    """Delete outdated outcomes every SWEEP_PERIOD while the block runs, unless all threads are busy then."""
-
-    async def run() -> None:
-        RECORD.set(Record("-", "sweep of idempotency keys", ""))
+async def sweep(workers: Workers, database: Database, stalled_commits: StalledCommits) -> None:
+    """Delete outdated outcomes every SWEEP_PERIOD, unless all threads are busy then."""
+    RECORD.set(Record("-", "sweep of idempotency keys", ""))
+    count = 0
+    while True:
+        await asyncio.sleep(0 if count == BATCH else SWEEP_PERIOD)
         count = 0
-        while True:
-            await asyncio.sleep(0 if count == BATCH else SWEEP_PERIOD)
-            count = 0
-            if workers.idle:
-                deadline = time.monotonic() + SWEEP_TIMEOUT
-                DEADLINE.set(deadline)
-                with suppress(DatabaseFailure, Error, Overloaded):  # the next sweep deletes what this one leaves
-                    stalled_commits.check()
-                    count = await workers.run(delete_outdated, {"database": database}, start_by=deadline)
-
-    task = asyncio.create_task(run())
-    try:
-        yield
-    finally:
-        task.cancel()
+        if workers.idle:
+            deadline = time.monotonic() + SWEEP_TIMEOUT
+            DEADLINE.set(deadline)
+            with suppress(DatabaseFailure, Error, Overloaded):  # the next sweep deletes what this one leaves
+                stalled_commits.check()
+                count = await workers.run(delete_outdated, {"database": database}, start_by=deadline)
 
 
 COLUMNS = {

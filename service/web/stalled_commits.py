@@ -11,8 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 
 from psycopg import Error
 
@@ -52,23 +51,14 @@ class StalledCommits:
         if self._stalled:
             raise CommitsStalled("a synchronous standby does not answer")
 
-    @asynccontextmanager
-    async def watching(self) -> AsyncIterator[None]:
-        """Look every PERIOD while the block runs."""
-
-        async def run() -> None:
-            RECORD.set(Record("-", "look for stalled commits", ""))
-            while True:
-                await asyncio.sleep(PERIOD)
-                if self._stalled or self._is_suspicious():
-                    with suppress(DatabaseFailure, Error, TimeoutError):  # looked for again in a moment
-                        await self._look()
-
-        task = asyncio.create_task(run())
-        try:
-            yield
-        finally:
-            task.cancel()
+    async def watch(self) -> None:
+        """Look every PERIOD."""
+        RECORD.set(Record("-", "look for stalled commits", ""))
+        while True:
+            await asyncio.sleep(PERIOD)
+            if self._stalled or self._is_suspicious():
+                with suppress(DatabaseFailure, Error, TimeoutError):  # looked for again in a moment
+                    await self._look()
 
     def _is_suspicious(self) -> bool:
         """Whether something has held a connection for long, and there is another one to ask over."""
