@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.postgres import Cluster, TestDatabase, installed
 from tests.support.process import Service
+from tests.support.replication import streaming_standby
 
 # The same order as the defaults, and shorter, so that a test of a deadline takes two seconds and not ten.
 SHORT = {
@@ -37,12 +38,8 @@ def database(victim: Cluster) -> TestDatabase:
 @pytest.fixture
 def pair(victim: Cluster, database: TestDatabase) -> Iterator[tuple[Cluster, Cluster]]:  # noqa: ARG001 - both have it
     """`victim`, and a standby that streams from it."""
-    standby = victim.standby()
-    try:
-        standby.start()
+    with streaming_standby(victim) as standby:
         yield victim, standby
-    finally:
-        standby.remove()
 
 
 @pytest.fixture

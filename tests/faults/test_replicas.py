@@ -13,7 +13,7 @@ from tests.support.load import Load
 from tests.support.polling import until
 from tests.support.postgres import Cluster, TestDatabase, free_port, installed
 from tests.support.process import Service
-from tests.support.replication import promote
+from tests.support.replication import promote, streaming_standby
 from tests.support.sessions import sessions
 
 SLOW = {"LOCK_TIMEOUT": "1.2", "STATEMENT_TIMEOUT": "1.3"}  # longer than a server may be silent
@@ -23,14 +23,11 @@ USER = {"fname": "Ada", "lname": "Read", "email": "ada@example.com", "password":
 @pytest.fixture(scope="module")
 def pair() -> Iterator[tuple[Cluster, Cluster]]:
     """A primary, and a standby that streams from it. The last test leaves another primary."""
-    with Cluster(installed()["18"]) as primary:
-        standby = primary.standby()
-        standby.settings["wal_retrieve_retry_interval"] = "100ms"
-        try:
-            standby.start()
-            yield primary, standby
-        finally:
-            standby.remove()
+    with (
+        Cluster(installed()["18"]) as primary,
+        streaming_standby(primary, wal_retrieve_retry_interval="100ms") as standby,
+    ):
+        yield primary, standby
 
 
 @pytest.fixture

@@ -1,5 +1,8 @@
 """A standby that has applied whatever its primary acknowledges, and its promotion."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import psycopg
 
 from tests.support.polling import until
@@ -10,6 +13,18 @@ SET_SYNCHRONOUS = (
     "ALTER SYSTEM SET synchronous_commit = 'remote_apply'",
     "SELECT pg_reload_conf()",
 )
+
+
+@contextmanager
+def streaming_standby(primary: Cluster, **settings: str) -> Iterator[Cluster]:
+    """Have a standby that streams from `primary` and has these settings, until the block ends."""
+    standby = primary.standby()
+    standby.settings.update(settings)
+    try:
+        standby.start()
+        yield standby
+    finally:
+        standby.remove()
 
 
 def start_standby(primary: Cluster, port: int | None = None) -> Cluster:

@@ -11,6 +11,7 @@ import pytest
 from tests.support.polling import until
 from tests.support.postgres import PASSWORD, Cluster, TestDatabase, installed
 from tests.support.process import Service
+from tests.support.replication import streaming_standby
 from tests.system.pooler import Pooler
 
 USER = {"fname": "Ada", "lname": "Pool", "email": "ada@example.com", "password": "p" * 8}
@@ -21,12 +22,8 @@ def standby() -> Iterator[tuple[TestDatabase, Cluster]]:
     """A database, and a standby that has it too."""
     with Cluster(installed()["18"]) as primary:
         database = primary.create_database()
-        standby = primary.standby()
-        try:
-            standby.start()
+        with streaming_standby(primary) as standby:
             yield database, standby
-        finally:
-            standby.remove()
 
 
 @pytest.fixture

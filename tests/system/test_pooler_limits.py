@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from tests.support.checkout import Checkout, copied
 from tests.support.postgres import Cluster, TestDatabase, installed
 from tests.support.process import Service
+from tests.support.replication import promote, streaming_standby
 from tests.system.pooler import Pooler
 
 
@@ -84,17 +84,11 @@ def test_session_mode_serves_with_as_many_server_connections_as_threads(stats: s
 
 def test_a_pooler_that_reports_a_standby_after_its_promotion_is_served(small: Cluster) -> None:
     database = small.create_database()
-    standby = small.standby()
-    try:
-        standby.start()
-        with pooled(TestDatabase(standby, database.name)) as pooler:
-            with pooler.connect() as conn:
-                assert conn.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
-            with psycopg.connect(standby.conninfo(), autocommit=True) as conn:
-                conn.execute("SELECT pg_promote()")
-            with pooler.connect() as conn:
-                assert conn.info.parameter_status("in_hot_standby") == "on", "or this tests nothing"
-            with Service(pooler.environment) as service:
-                assert service.client.get("/users").status_code == 200
-    finally:
-        standby.remove()
+    with streaming_standby(small) as standby, pooled(TestDatabase(standby, database.name)) as pooler:
+        with pooler.connect() as conn:
+            assert conn.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
+        promote(standby)
+        with pooler.connect() as conn:
+            assert conn.info.parameter_status("in_hot_standby") == "on", "or this tests nothing"
+        with Service(pooler.environment) as service:
+            assert service.client.get("/users").status_code == 200
