@@ -131,7 +131,7 @@ class Startup:
             return  # a handler that Python cannot restore, or SIGTERM does not end this process
 
         def drain(*_: object) -> None:
-            self._readiness.fails("draining")
+            self._readiness.set_failed("draining")
             self.stop()
 
         def end(number: int, frame: FrameType | None) -> None:
@@ -168,7 +168,7 @@ class Startup:
             self._report("database", exc)
         else:
             self._database.open(session)
-            self._readiness.passed()
+            self._readiness.set_failed(None)
             self._tried.set()
             if incomplete:
                 self._build_list_indexes(session)
@@ -182,7 +182,7 @@ class Startup:
             logger.warning("some lists stay slow until the next start: %s", one_line(exc))
 
     def _report(self, failed: str, exc: Exception) -> None:
-        self._readiness.fails(failed)
+        self._readiness.set_failed(failed)
         if str(exc) != self._last_error:  # log it once, not at every try
             self._last_error = str(exc)
             logger.error("not ready: %s", exc)

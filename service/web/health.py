@@ -35,15 +35,10 @@ class Readiness:
         """Start with the check "starting" failed."""
         self.failed: str | None = "starting"
 
-    def fails(self, check: str) -> None:
+    def set_failed(self, check: str | None) -> None:
         """Set the check that fails. "draining" is final."""
         if self.failed != "draining":
             self.failed = check
-
-    def passed(self) -> None:
-        """Clear the check that fails, unless it is "draining"."""
-        if self.failed != "draining":
-            self.failed = None
 
 
 def routes(
@@ -73,13 +68,12 @@ def routes(
         """Asks the database, over a connection that nobody needs at the moment; busy is not failed.
 
         With `?exclude=database`, only this instance counts: the database is the same for all, and a load balancer that
-        finds none of them ready has no answer but its own. An instance is ready only after it has found the database
-        once.
+        finds none of them ready has no answer but its own.
         """
         failed = readiness.failed
-        is_excluded = request.query_params.get("exclude") == "database"
-        # At a start without a primary, a replica may serve reads.
-        if workers.idle and (failed == "database" or (failed is None and not is_excluded)):
+        if request.query_params.get("exclude") == "database":
+            failed = None if failed == "database" else failed
+        elif workers.idle and failed in {None, "database"}:  # at a start without a primary, a replica may serve reads
             deadline = time.monotonic() + PROBE_TIMEOUT
             DEADLINE.set(deadline)
             failed = await workers.run(_probe, {"database": database}, start_by=deadline)

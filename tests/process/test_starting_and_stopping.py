@@ -213,6 +213,7 @@ def test_it_starts_without_its_database_says_so_and_serves_soon_after_that_arriv
         ready, users = httpx.get(f"{url}/readyz"), httpx.get(f"{url}/users")
         assert (ready.status_code, ready.json()["failed"]) == (503, "database")
         assert (users.status_code, users.json()["code"]) == (503, "database-unavailable")
+        assert httpx.get(f"{url}/readyz?exclude=database").status_code == 200, "the instance itself is ready"
         assert re.search(r"database does not answer.*refused", service.log)
         cluster.start()
         arrived = time.monotonic()
