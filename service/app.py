@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from service import settings as environment
+from service.database.threads import start_thread
 from service.database.watchdog import Watchdog
 from service.extras import affinity, docs, replicas, systemd, tracing, upgrade
 from service.extras.admin import routes as admin
@@ -114,7 +115,7 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
                 start_threads(at_once)
                 await stack.enter_async_context(workers.running())
                 if isinstance(database, ReplicatedDatabase):
-                    database.open_replica()
+                    start_thread("replica", database.run_replica)
                 await anyio.to_thread.run_sync(startup.begin)
                 _spare_the_collector()
                 await stack.enter_async_context(expiring(queue.expire, hashing.expire, workers.expire))

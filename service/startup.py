@@ -17,6 +17,7 @@ from service.database.pool import Database
 from service.database.refusals import ConnectFailed, ServerUnfit, one_line
 from service.database.schema import Report, SchemaError, Upgrade
 from service.database.sessions import Session
+from service.database.threads import start_thread
 from service.settings import Settings, SettingsError
 from service.web.health import Readiness
 
@@ -108,7 +109,7 @@ class Startup:
 
     def begin(self) -> None:
         """Try until it succeeds, in the background. Wait for the first try, for START_TIMEOUT seconds at most."""
-        threading.Thread(target=self._run, name="startup", daemon=True).start()
+        start_thread("startup", self._run)
         self._tried.wait(START_TIMEOUT)
 
     def stop(self) -> None:

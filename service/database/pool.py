@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 
 from psycopg import Error, OperationalError, errors
@@ -26,6 +27,7 @@ from service.database.errors import (
 from service.database.outage import PATIENCE, Outage
 from service.database.refusals import ConnectFailed, Refusal
 from service.database.sessions import Session
+from service.database.threads import start_thread
 from service.database.watchdog import Watchdog, time_left
 from service.settings import SettingsError
 from service.telemetry import metrics
@@ -94,7 +96,7 @@ class Database:
             reconnect_timeout=RECONNECT_TIMEOUT,
         )
         self.watchdog.start()
-        threading.Thread(target=self._refill, args=(self._pool,), name="refill", daemon=True).start()
+        start_thread("refill", partial(self._refill, self._pool))
 
     def connection(self, patience: float = PATIENCE) -> "Checkout":
         """Lend a connection for the length of the block, in autocommit mode: each statement is its own transaction.

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from psycopg import Connection, OperationalError
 
+from service.database.threads import start_thread
 from service.telemetry import metrics
 from service.telemetry.record import RECORD
 
@@ -61,12 +62,11 @@ class Watchdog:
         self._high_water = 0
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to watch, unless another pool has begun it."""
-        if not self._thread.is_alive():
-            self._thread.start()
+        self._thread = self._thread or start_thread("watchdog", self._run)
 
     def stop(self) -> None:
         """Stop watching and cut every connection in use: the process ends, and nobody waits for their answers."""

@@ -23,6 +23,7 @@ from service.database.connection import PooledConnection
 from service.database.pool import Database
 from service.database.refusals import one_line
 from service.database.sessions import STANDBY, TAKES_WRITES, Session, each_host
+from service.database.threads import start_thread
 from service.database.watchdog import Lease
 from service.settings import SettingsError
 
@@ -130,9 +131,9 @@ class WatchedDatabase(Database):
         pooled = session.pooled and replace(session.pooled, server=server)
         super().open(replace(session, server=server, pooled=pooled))
         for host in self.hosts:
-            threading.Thread(target=host.ask_until, args=(self._closed,), name="host", daemon=True).start()
+            start_thread("host", partial(host.ask_until, self._closed))
         if target == TAKES_WRITES and not session.session_setup:  # a pooler decides itself to which server it leads
-            threading.Thread(target=self._follow_leader, name="leader", daemon=True).start()
+            start_thread("leader", self._follow_leader)
 
     def _server(self, server: Callable[[], str]) -> str:
         """Return the connection string of the hosts that answer, but for primaries of an older timeline."""

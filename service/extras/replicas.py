@@ -6,7 +6,6 @@ made `Warning` obsolete, and `Age` is that of an HTTP cache, which knows how old
 
 import logging
 import re
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -108,7 +107,7 @@ class ReplicatedDatabase(WatchedDatabase):
     def __init__(
         self, settings: Settings, size: int, watchdog: Watchdog, connection_class: Callable[[], type[PooledConnection]]
     ) -> None:
-        """Have no connection until `open_replica()`, and to the primary until `open()`."""
+        """Have no connection until `run_replica()`, and to the primary until `open()`."""
         super().__init__(size, watchdog, connection_class)
         self.replica = WatchedDatabase(size, watchdog, connection_class)
         self._settings = settings
@@ -133,10 +132,6 @@ class ReplicatedDatabase(WatchedDatabase):
         """Have reads go to the replica first for a while."""
         self._replica_first_until = time.monotonic() + REPLICA_FIRST
 
-    def open_replica(self) -> None:
-        """Begin to connect to the replica, in the background and for as long as it takes."""
-        threading.Thread(target=self._open_replica, name="replica", daemon=True).start()
-
     def close(self) -> None:
         """Close every connection."""
         self.replica.close()
@@ -147,7 +142,8 @@ class ReplicatedDatabase(WatchedDatabase):
         hosts = self.replica.hosts
         return bool(hosts) and not self.replica.outage.error and not all(host.is_silent for host in hosts)
 
-    def _open_replica(self) -> None:
+    def run_replica(self) -> None:
+        """Connect to the replica, however long it takes; then break the reads of silent hosts, until `close()`."""
         last_error = ""
         while not self.replica.hosts and not self._closed.wait(CONNECT_INTERVAL if last_error else 0):
             try:
