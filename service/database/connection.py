@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 
 from service.database.outage import Outage
 from service.database.refusals import explain
-from service.database.sessions import connect_for_writes
+from service.database.sessions import connect_to_host
 from service.telemetry import metrics
 
 PARAMETER = re.compile(r"%\((\w+)\)s")
@@ -37,7 +37,7 @@ class PooledConnection(Connection[TupleRow]):
         """Connect, and have `outage` begin or end. Raises psycopg.Error."""
         started = time.monotonic()
         try:
-            conn = connect_for_writes(super().connect, conninfo, **kwargs)
+            conn = connect_to_host(super().connect, conninfo, **kwargs)
         except Error as exc:
             metrics.CONNECTION_FAILURES.inc()
             outage.begin(explain(conninfo, exc))

@@ -7,10 +7,10 @@ transaction: the timeouts hold, and it costs no round trip.
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from functools import partial
-from queue import Empty, SimpleQueue
+from random import shuffle
 from typing import Any, TypeVar
 
 import psycopg
@@ -33,11 +33,17 @@ OPTIONS_MARKER = "-c service.options=received"
 
 HEAD_START = 0.25  # seconds until the next host is tried as well, as RFC 8305 recommends
 
-SELECT_STATE = """
-    SELECT current_setting('service.options', true) AS options, current_setting('transaction_read_only') AS read_only
-"""
-
 TAKES_WRITES, STANDBY = "read-write", "standby"  # libpq's target_session_attrs
+UNFIT = {
+    TAKES_WRITES: "session is read-only: the server is a standby, or default_transaction_read_only is on",
+    STANDBY: "the server is not a standby",
+}
+
+SELECT_STATE = """
+    SELECT current_setting('service.options', true) AS options,
+           current_setting('transaction_read_only') = 'off' AS "read-write",
+           pg_is_in_recovery() AS standby
+"""
 
 
 @dataclass(frozen=True)
@@ -65,49 +71,47 @@ class Session:
         """Open a connection. Raises ConnectFailed."""
         conninfo = self.conninfo()
         try:
-            return connect_for_writes(psycopg.Connection.connect, conninfo, **self.arguments)
+            return connect_to_host(psycopg.Connection.connect, conninfo, **self.arguments)
         except psycopg.Error as exc:
             raise ConnectFailed(explain(conninfo, exc)) from exc
 
 
-def connect_for_writes(connect: Callable[..., C], conninfo: str, **arguments: Any) -> C:  # noqa: ANN401 - of psycopg
-    """Call `connect` for the host that takes writes, and make sure that it received our options.
+def connect_to_host(connect: Callable[..., C], conninfo: str, **arguments: Any) -> C:  # noqa: ANN401 - of psycopg
+    """Call `connect` for the host that takes writes, or is a standby, and make sure that it received our options.
 
     A host that is silent keeps the next one waiting for HEAD_START only, as in RFC 8305. Costs a round trip more than
     `connect`. Raises psycopg.Error.
     """
-    if conninfo_to_dict(conninfo).get("target_session_attrs") != TAKES_WRITES:
+    given = conninfo_to_dict(conninfo)
+    if given.get("target_session_attrs") not in UNFIT:
         return _connect(connect, conninfo, arguments)
-    arguments["target_session_attrs"] = "any"  # a pooler may report the state of before a failover: _check asks for it
+    arguments["target_session_attrs"] = "any"  # a pooler may report the state of before a failover: we ask for it
     hosts = list(each_host(conninfo))
     if len(hosts) == 1:
         return _connect(connect, conninfo, arguments)
-    attempts: list[Future[C]] = []
-    finished: SimpleQueue[Future[C]] = SimpleQueue()
+    if given.get("load_balance_hosts") == "random":
+        shuffle(hosts)
+    attempts: set[Future[C]] = set()
     failures: list[BaseException] = []
-    while len(failures) < len(hosts):
-        if len(attempts) < len(hosts):
-            attempts.append(_begin(partial(_connect, connect, hosts[len(attempts)], arguments), finished.put))
-        try:
-            attempt = finished.get(timeout=HEAD_START if len(attempts) < len(hosts) else None)
-        except Empty:
-            continue
-        if failure := attempt.exception():
-            failures.append(failure)
-            continue
-        for other in attempts:
-            if other is not attempt:
+    while hosts or attempts:
+        if hosts:
+            attempts.add(_begin(partial(_connect, connect, hosts.pop(0), arguments)))
+        finished, attempts = wait(attempts, HEAD_START if hosts else None, FIRST_COMPLETED)
+        for attempt in finished:
+            if failure := attempt.exception():
+                failures.append(failure)
+                continue
+            for other in (finished | attempts) - {attempt}:
                 other.add_done_callback(_discard)
-        return attempt.result()
+            return attempt.result()
     kinds = {type(each) for each in failures}
     kind = kinds.pop() if len(kinds) == 1 else OperationalError
     raise kind("; ".join(sorted(map(str, failures)))) from failures[0]
 
 
-def _begin(call: Callable[[], C], then: Callable[[Future[C]], None]) -> Future[C]:
+def _begin(call: Callable[[], C]) -> Future[C]:
     """Call `call` on a thread of its own, which does not keep the process from ending."""
     future: Future[C] = Future()
-    future.add_done_callback(then)
 
     def run() -> None:
         try:
@@ -126,23 +130,19 @@ def _discard(attempt: Future[C]) -> None:
 
 
 def _connect(connect: Callable[..., C], conninfo: str, arguments: dict[str, Any]) -> C:
-    conn = libpq.connect(connect, conninfo, **arguments)
-    try:
-        _check(conn, conninfo)
-    except BaseException:
-        conn.close()
-        raise
-    return conn
-
-
-def _check(conn: psycopg.Connection[Any], conninfo: str) -> None:
-    """Raise OperationalError unless the session has our options and takes writes, where `conninfo` asks for it."""
+    """Connect. Raises OperationalError unless the session has our options and is what `conninfo` asks for."""
     wanted = conninfo_to_dict(conninfo)
-    [state] = libpq.ask(conn, SELECT_STATE, libpq.connect_timeout(conninfo))
+    target = str(wanted.get("target_session_attrs"))
+    conn = libpq.connect(connect, conninfo, **arguments)
+    [state] = libpq.ask(conn, SELECT_STATE, libpq.connect_timeout(conninfo))  # closes the connection when it fails
     if OPTIONS_MARKER in str(wanted.get("options", "")) and not state["options"]:
-        raise OperationalError("the options of the connection were dropped on the way: there is a pooler")
-    if wanted.get("target_session_attrs") == TAKES_WRITES and state["read_only"] == "on":
-        raise OperationalError("session is read-only: the server is a standby, or default_transaction_read_only is on")
+        unfit = "the options of the connection were dropped on the way: there is a pooler"
+    elif target in UNFIT and state[target] == "f":
+        unfit = UNFIT[target]
+    else:
+        return conn
+    conn.close()
+    raise OperationalError(unfit)
 
 
 def each_host(conninfo: str) -> Iterator[str]:

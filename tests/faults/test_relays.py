@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from service.database.sessions import connect_for_writes
+from service.database.sessions import connect_to_host
 from tests.faults.conftest import SHORT
 from tests.support.polling import until
 from tests.support.postgres import PASSWORD, Cluster, TestDatabase
@@ -87,7 +87,7 @@ def test_silent_hosts_do_not_hold_up_the_next_one_and_a_late_connection_is_close
         others = {"host": ",".join(["127.0.0.1"] * 3), "port": ports, "application_name": "late"}
         conninfo = make_conninfo(database.conninfo, **others, target_session_attrs="read-write")
         began = time.monotonic()
-        conn = connect_for_writes(psycopg.connect, conninfo, autocommit=True)
+        conn = connect_to_host(psycopg.connect, conninfo, autocommit=True)
         took = time.monotonic() - began
         count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'late'"
         with conn:
@@ -95,6 +95,18 @@ def test_silent_hosts_do_not_hold_up_the_next_one_and_a_late_connection_is_close
             until(lambda: conn.execute(count).fetchone() == (1,), "and is closed")
             assert conn.info.port == database.cluster.port
     assert took < 2, "each silent host may take 2 s or more"
+
+
+def test_connections_are_shared_among_the_hosts_when_the_url_says_so(database: TestDatabase) -> None:
+    with Proxy(database.cluster.port) as other:
+        hosts = {"host": "127.0.0.1,127.0.0.1", "port": f"{other.port},{database.cluster.port}"}
+        wanted = {"target_session_attrs": "read-write", "load_balance_hosts": "random"}
+        conninfo = make_conninfo(database.conninfo, **hosts, **wanted)
+        ports = set()
+        for _ in range(20):
+            with connect_to_host(psycopg.connect, conninfo, autocommit=True) as conn:
+                ports.add(conn.info.port)
+    assert ports == {other.port, database.cluster.port}
 
 
 def test_hosts_whose_reports_are_out_of_date_are_asked(database: TestDatabase) -> None:

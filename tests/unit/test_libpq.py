@@ -6,7 +6,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from service.database.sessions import connect_for_writes
+from service.database.sessions import connect_to_host
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_a_connection_that_fails_leaves_no_socket_behind(silent_port: int) -> No
     try:
         before = open_files()
         with pytest.raises(psycopg.OperationalError):
-            connect_for_writes(psycopg.connect, conninfo, connect_timeout=2)
+            connect_to_host(psycopg.connect, conninfo, connect_timeout=2)
         assert open_files() == before
     finally:
         gc.enable()
