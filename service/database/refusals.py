@@ -94,7 +94,7 @@ def explain(conninfo: str, exc: Error) -> Refusal:
     return _trace(conninfo, text, time.monotonic() // 60)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _trace(conninfo: str, text: str, _minute: float) -> Refusal:
     try:
         trace = libpq.trace(conninfo)

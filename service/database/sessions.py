@@ -86,7 +86,7 @@ def connect_to_host(connect: Callable[..., C], conninfo: str, **arguments: Any) 
     if given.get("target_session_attrs") not in UNFIT:
         return _connect(connect, conninfo, arguments)
     arguments["target_session_attrs"] = "any"  # a pooler may report the state of before a failover: we ask for it
-    hosts = list(each_host(conninfo))
+    hosts = [make_conninfo(conninfo, **host) for host in each_host(conninfo)]
     if len(hosts) == 1:
         return _connect(connect, conninfo, arguments)
     if given.get("load_balance_hosts") == "random":
@@ -145,12 +145,12 @@ def _connect(connect: Callable[..., C], conninfo: str, arguments: dict[str, Any]
     raise OperationalError(unfit)
 
 
-def each_host(conninfo: str) -> Iterator[str]:
-    """Return a connection string for each host."""
+def each_host(conninfo: str) -> Iterator[dict[str, str]]:
+    """Return the parameters of each host: host, hostaddr and port, as far as they are given."""
     given = conninfo_to_dict(conninfo)
     lists = {name: str(given[name]).split(",") for name in ("host", "hostaddr", "port") if given.get(name)}
     for number in range(max(map(len, lists.values()), default=1)):
-        yield make_conninfo(conninfo, **{name: each[number % len(each)] for name, each in lists.items()})
+        yield {name: each[number % len(each)] for name, each in lists.items()}
 
 
 def encryption(conn: psycopg.Connection[Any]) -> str:

@@ -15,13 +15,13 @@ from functools import partial
 from typing import Any
 
 import psycopg
-from psycopg import OperationalError, errors
+from psycopg import OperationalError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from service.database import libpq
 from service.database.connection import PooledConnection
 from service.database.pool import Database
-from service.database.refusals import one_line
+from service.database.refusals import ConnectFailed, explain, one_line
 from service.database.sessions import STANDBY, TAKES_WRITES, Session, each_host
 from service.database.threads import start_thread
 from service.database.watchdog import Lease
@@ -50,52 +50,61 @@ def address(conn: psycopg.Connection[Any]) -> Address:
         return "", 0
 
 
-def _address(conninfo: str) -> Address:
-    given = conninfo_to_dict(conninfo)
-    return str(given.get("host") or given.get("hostaddr", "")), int(given.get("port") or DEFAULT_PORT)
-
-
 @dataclass
 class Host:
     """What one server answered. A thread of its own asks it."""
 
     session: Session
-    number: int  # of the host in the connection string, from 0
-    address: Address
+    parameters: dict[str, str]  # of the connection string: host, hostaddr and port, as far as they are given
     timeline: str = ""  # of a primary; empty for a standby. The last known when it does not answer
-    timed_out: bool = False  # whether the last question had no answer in time
     answered_at: float = field(default_factory=time.monotonic)
+    refuses: bool = False  # whether it refused the last connection at once, so that the next try costs no time
+
+    @property
+    def address(self) -> Address:
+        """Its host and port."""
+        given = self.parameters
+        return given.get("host") or given.get("hostaddr", ""), int(given.get("port") or DEFAULT_PORT)
 
     @property
     def is_silent(self) -> bool:
-        """Whether it does not answer, or refuses connections."""
+        """Whether it does not answer, or is not up. A server that refuses us, as at a limit, is up."""
         return time.monotonic() - self.answered_at > PERIOD + SILENCE
 
     def ask_until(self, stopped: threading.Event) -> None:
         """Ask every PERIOD."""
         conn: psycopg.Connection | None = None
         while not stopped.wait(PERIOD):
+            asked_at = time.monotonic()
             try:
                 if conn is None or conn.closed:
                     conn = self._connect()
                 [row] = libpq.ask(conn, SELECT_TIMELINE, SILENCE)  # closes the connection when it fails
-            except (OperationalError, SettingsError) as exc:
-                self.timed_out = isinstance(exc, errors.ConnectionTimeout)
+                self.timeline, self.refuses = row["timeline"], False
+            except (OperationalError, SettingsError):
+                continue
+            except ConnectFailed as exc:
+                self.refuses = time.monotonic() - asked_at < SILENCE
+                if not (exc.refusal.is_limit or exc.refusal.is_permanent):  # these come from a server that is up
+                    continue
             except psycopg.Error as exc:
                 logger.warning("%s:%d is not watched: %s", *self.address, one_line(exc))
                 self.answered_at = math.inf
                 return
-            else:
-                self.timeline, self.timed_out, self.answered_at = row["timeline"], False, time.monotonic()
+            self.answered_at = time.monotonic()
         if conn:
             conn.close()
 
     def _connect(self) -> psycopg.Connection:
-        conninfo = list(each_host(self.session.conninfo()))[self.number]
-        return libpq.connect(
-            psycopg.connect, conninfo,
-            target_session_attrs="any", application_name="users-service-watch", autocommit=True,
-        )  # fmt: skip
+        ours = {**self.parameters, "target_session_attrs": "any", "application_name": "users-service-watch"}
+        conninfo = make_conninfo(self.session.conninfo(), **ours)
+        try:
+            return libpq.connect(psycopg.connect, conninfo, autocommit=True)
+        except psycopg.Error as exc:
+            refusal = explain(conninfo, exc)
+            if refusal.may_be_about_options and not refusal.is_timeout:
+                self.session = self.session.pooled or self.session
+            raise ConnectFailed(refusal) from exc
 
 
 class WatchedDatabase(Database):
@@ -125,8 +134,7 @@ class WatchedDatabase(Database):
         given = session.conninfo()
         target = conninfo_to_dict(given).get("target_session_attrs")
         self._needs_standby = target == STANDBY
-        hosts = enumerate(each_host(given))
-        self.hosts = tuple(Host(session, number, _address(conninfo)) for number, conninfo in hosts)
+        self.hosts = tuple(Host(session, parameters) for parameters in each_host(given))
         server = partial(self._server, session.server)
         pooled = session.pooled and replace(session.pooled, server=server)
         super().open(replace(session, server=server, pooled=pooled))
@@ -136,31 +144,28 @@ class WatchedDatabase(Database):
             start_thread("leader", self._follow_leader)
 
     def _server(self, server: Callable[[], str]) -> str:
-        """Return the connection string of the hosts that answer, but for primaries of an older timeline."""
-        given, newest = server(), self.newest
-        known = [
-            (host, conninfo_to_dict(each))
-            for host, each in zip(self.hosts, each_host(given), strict=True)
-            if not "" < host.timeline < newest
-        ]
-        parts = [part for host, part in known if not host.timed_out] or [part for _, part in known]
-        names = [name for name in ("host", "hostaddr", "port") if name in parts[0]]
-        return make_conninfo(given, **{name: ",".join(str(part[name]) for part in parts) for name in names})
+        """Return the connection string of the hosts that answer or refuse, but for primaries of an older timeline."""
+        newest = self.newest
+        fit = [host for host in self.hosts if not "" < host.timeline < newest]
+        tried = [host for host in fit if host.refuses or not host.is_silent] or fit
+        given = [host.parameters for host in tried]
+        return make_conninfo(server(), **{name: ",".join(each[name] for each in given) for name in given[0]})
 
     def _follow_leader(self) -> None:
         """Replace the connections to other hosts when one begins to lead."""
+        former = ""
         while not self._closed.wait(TICK):
-            newest, former = self.newest, self._others
-            others = frozenset(host.address for host in self.hosts if host.timeline < newest)
-            if not newest or others == former:  # while nobody leads, the one that did may lead again
+            newest = self.newest
+            self._others = frozenset(host.address for host in self.hosts if host.timeline < newest)
+            if newest in {"", former}:  # while nobody leads, the one that did may lead again
                 continue
-            self._others = others
             self.watchdog.break_connections(self._is_elsewhere)
             if former:
                 logger.warning("another host leads, on timeline %s: the connections are replaced", newest)
                 self.drain()
                 if self._pool:
                     self._pool.check()  # connects at once where it had given up
+            former = newest
 
     def _is_elsewhere(self, lease: Lease) -> bool:
         return address(lease.connection) in self._others

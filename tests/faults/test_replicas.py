@@ -1,21 +1,26 @@
 """DATABASE_READ_URL: a primary and its streaming standby, which serves reads when the primary does not."""
 
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
+from urllib.parse import quote
 
 import httpx
 import psycopg
 import pytest
 
+from service.database.sessions import connect_to_host
 from tests.faults.conftest import SHORT
 from tests.support.load import Load
 from tests.support.polling import until
-from tests.support.postgres import Cluster, TestDatabase, free_port, installed
+from tests.support.postgres import PASSWORD, Cluster, TestDatabase, free_port, installed
 from tests.support.process import Service
+from tests.support.relay import Relay
 from tests.support.replication import promote, streaming_standby
-from tests.support.sessions import sessions
+from tests.support.sessions import locked, sessions
 
+WATCHES = "FROM pg_stat_activity WHERE application_name = 'users-service-watch' AND datname = current_database()"
 SLOW = {"LOCK_TIMEOUT": "1.2", "STATEMENT_TIMEOUT": "1.3"}  # longer than a server may be silent
 USER = {"fname": "Ada", "lname": "Read", "email": "ada@example.com", "password": "p" * 8}
 
@@ -184,11 +189,43 @@ def test_a_read_that_meets_a_lock_at_the_replica_only_is_served_by_the_primary(
     assert (read.status_code, from_replica(read)) == (200, False)
 
 
-def test_a_slow_read_stays_at_the_primary(service: Service, database: TestDatabase) -> None:
-    with database.connect() as conn, conn.transaction():
-        conn.execute('LOCK TABLE public."user" IN ACCESS EXCLUSIVE MODE')
+@pytest.mark.parametrize("watch", ["answered", "refused"])
+def test_a_slow_read_stays_at_the_primary(service: Service, database: TestDatabase, watch: str) -> None:
+    """Also when the primary refuses the connections of the watch, because of a limit."""
+    with locked(database), database.as_superuser() as conn:
+        if watch == "refused":
+            conn.execute(f"ALTER ROLE {database.name} CONNECTION LIMIT 0")
+            conn.execute(f"SELECT pg_terminate_backend(pid) {WATCHES}")
         read = service.client.get("/users")
+        watches = conn.execute(f"SELECT {WATCHES}").fetchall()
+    assert bool(watches) == (watch == "answered")
+    assert "reads go to a replica" not in service.log
     assert (read.status_code, from_replica(read)) == (504, False)
+
+
+def test_a_pooler_that_takes_the_place_of_the_primary_is_watched_too(
+    database: TestDatabase, pair: tuple[Cluster, Cluster]
+) -> None:
+    primary, standby = pair
+    with Relay(primary.port, refuses=False) as relay:
+        url = database.url(primary).replace(f":{primary.port}/", f":{relay.port}/")
+        with Service({**SHORT, "DATABASE_URL": url, "DATABASE_READ_URL": database.url(standby)}) as service:
+            relay.refuses = True
+            relay.cut()
+            until(lambda: "a pooler answers" in service.log, "it is noticed")
+            until(lambda: not from_replica(service.client.get("/users")), "the primary serves reads again")
+
+
+def test_a_silent_replica_does_not_hold_up_the_next_one(database: TestDatabase, pair: tuple[Cluster, Cluster]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = f"127.0.0.1:{silent.getsockname()[1]},{database.url(*pair).partition('@')[2]}"
+        target = "target_session_attrs=standby&connect_timeout=3"
+        url = f"postgresql://{database.name}:{quote(PASSWORD)}@{hosts}?{target}"
+        began = time.monotonic()
+        with connect_to_host(psycopg.connect, url, autocommit=True) as conn:
+            took = time.monotonic() - began
+            assert conn.info.port == pair[1].port
+    assert took < 2, "each silent host may take 2 s or more"
 
 
 def test_without_its_replica_a_service_serves_from_the_primary(database: TestDatabase) -> None:
