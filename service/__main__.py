@@ -22,6 +22,7 @@ from service import settings as environment
 from service.app import UPGRADES
 from service.database.refusals import ServerUnfit
 from service.database.schema import SCHEMA, SchemaError, build_list_indexes
+from service.database.sessions import STANDBY
 from service.extras import client_programs, embedded, systemd, transfer
 from service.extras.client_programs import ProgramError
 from service.extras.embedded import EmbeddedError
@@ -133,10 +134,13 @@ def check(settings: Settings) -> None:
         value = getattr(settings, name)
         print(f"{name.upper()}={'' if value is None else value}")
     with _with_database(settings, report) as configured:
-        session, budget, encryption = inspect_server(configured.server, configured, report)
-    print(f"PostgreSQL {budget.version}{' behind a pooler' if session.session_setup else ''}")
-    print(f"TLS: {encryption}")
-    print(f"connections: {budget}")
+        inspected = {"": inspect_server(configured.server, configured, report)}
+        if settings.database_read_url:
+            inspected["replica: "] = inspect_server(configured.read_server, configured, report, STANDBY)
+    for name, (session, budget, encryption) in inspected.items():
+        print(f"{name}PostgreSQL {budget.version}{' behind a pooler' if session.session_setup else ''}")
+        print(f"{name}TLS: {encryption}")
+        print(f"{name}connections: {budget}")
 
 
 def schema(settings: Settings) -> None:

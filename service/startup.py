@@ -16,7 +16,7 @@ from service.database.budget import Budget
 from service.database.pool import Database
 from service.database.refusals import ConnectFailed, ServerUnfit, one_line
 from service.database.schema import Report, SchemaError, Upgrade
-from service.database.sessions import Session
+from service.database.sessions import STANDBY, TAKES_WRITES, Session
 from service.database.threads import start_thread
 from service.settings import Settings, SettingsError
 from service.web.health import Readiness
@@ -37,7 +37,9 @@ class ServerRefused(Exception):
     """The server answered that these credentials, or this database, are wrong."""
 
 
-def inspect_server(server: Callable[[], str], settings: Settings, report: Report) -> tuple[Session, Budget, str]:
+def inspect_server(
+    server: Callable[[], str], settings: Settings, report: Report, target: str = TAKES_WRITES
+) -> tuple[Session, Budget, str]:
     """Find out how to talk to the server, and check that it can serve `settings`; change nothing.
 
     The last value says whether TLS is in force.
@@ -45,8 +47,9 @@ def inspect_server(server: Callable[[], str], settings: Settings, report: Report
     Costs a connection and four round trips. Raises ServerUnreachable when a retry may help, and ServerRefused or
     ServerUnfit when it does not. The text of each is one line that says what is wrong.
     """
-    with _inspected(server, settings, report) as (session, found, conn):
-        rights.check(conn)
+    with _inspected(server, settings, report, target) as (session, found, conn):
+        if target == TAKES_WRITES:
+            rights.check(conn)
         return session, found, sessions.encryption(conn)
 
 
@@ -66,11 +69,12 @@ def prepare_server(
 
 @contextmanager
 def _inspected(
-    server: Callable[[], str], settings: Settings, report: Report
+    server: Callable[[], str], settings: Settings, report: Report, target: str = TAKES_WRITES
 ) -> Iterator[tuple[Session, Budget, psycopg.Connection]]:
     source = "DATABASE_URL" if settings.database_url else "the database"
+    source = "DATABASE_READ_URL" if target == STANDBY else source
     try:
-        session, conn = sessions.negotiate(server, settings)
+        session, conn = sessions.negotiate(server, settings, target)
         with conn:
             found = budget.read(conn, session, settings)
             found.check()

@@ -1,5 +1,6 @@
 """DATABASE_READ_URL: a primary and its streaming standby, which serves reads when the primary does not."""
 
+import re
 import signal
 import socket
 import time
@@ -15,7 +16,7 @@ from tests.faults.conftest import SHORT
 from tests.support.load import Load
 from tests.support.polling import until
 from tests.support.postgres import PASSWORD, Cluster, TestDatabase, free_port, installed
-from tests.support.process import Service
+from tests.support.process import Service, run_command
 from tests.support.relay import Relay
 from tests.support.replication import promote, streaming_standby
 from tests.support.sessions import locked, sessions
@@ -214,6 +215,21 @@ def test_a_pooler_that_takes_the_place_of_the_primary_is_watched_too(
             relay.cut()
             until(lambda: "a pooler answers" in service.log, "it is noticed")
             until(lambda: not from_replica(service.client.get("/users")), "the primary serves reads again")
+
+
+def test_check_says_the_same_of_the_replica_as_of_the_primary(
+    database: TestDatabase, pair: tuple[Cluster, Cluster]
+) -> None:
+    primary, standby = pair
+    urls = {"DATABASE_URL": database.url(primary), "DATABASE_READ_URL": database.url(primary, standby)}
+    checked = run_command(urls, "check")
+    wrong = run_command({**urls, "DATABASE_READ_URL": database.url(primary)}, "check")
+    said = re.findall(r"^(?:replica: )?((?:PostgreSQL|TLS|connections)\W[^;\n]*)", checked.stdout, re.MULTILINE)
+    assert checked.returncode == 0, checked.stderr
+    assert len(said) == 6
+    assert said[3:] == said[:3]
+    assert (wrong.returncode, wrong.stdout.count("PostgreSQL")) == (2, 0)
+    assert wrong.stderr == "DATABASE_READ_URL: the server is not a standby\n"
 
 
 def test_a_silent_replica_does_not_hold_up_the_next_one(database: TestDatabase, pair: tuple[Cluster, Cluster]) -> None:
