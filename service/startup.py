@@ -162,7 +162,6 @@ class Startup:
         while not self._stopped.is_set() and not self._try():
             self._tried.set()
             self._stopped.wait(RETRY_INTERVAL)
-        self._tried.set()
 
     def _try(self) -> bool:
         try:

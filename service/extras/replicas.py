@@ -112,7 +112,7 @@ class ReplicatedDatabase(WatchedDatabase):
         self.replica = WatchedDatabase(size, watchdog, connection_class)
         self._settings = settings
         self.reads_replica = settings.reads == "replica"
-        self._replica_first_until = 0.0
+        self.replica_first_until = 0.0  # on the monotonic clock
 
     def connection(self, patience: float = PATIENCE) -> Checkout:
         """Lend a connection to the server that is to serve the current request."""
@@ -123,14 +123,10 @@ class ReplicatedDatabase(WatchedDatabase):
         """Return the databases that may serve a request, the first to be tried first."""
         if not request.is_read or request.needs_primary or not self._replica_serves:
             return [self]
-        prefers_replica = self.reads_replica or self.is_away or time.monotonic() < self._replica_first_until
+        prefers_replica = self.reads_replica or self.is_away or time.monotonic() < self.replica_first_until
         if prefers_replica and not request.from_replica:  # otherwise a replica has failed to serve it
             return [self.replica, self]
         return [self, self.replica]
-
-    def prefer_replica(self) -> None:
-        """Have reads go to the replica first for a while."""
-        self._replica_first_until = time.monotonic() + REPLICA_FIRST
 
     def close(self) -> None:
         """Close every connection."""
@@ -194,7 +190,7 @@ class RoutedCheckout(Checkout):
             if not others:
                 raise
         if first is self._database:
-            self._database.prefer_replica()
+            self._database.replica_first_until = time.monotonic() + REPLICA_FIRST
         return self._borrow(others[0], PATIENCE)
 
     def _borrow(self, database: Database, patience: float) -> PooledConnection:
