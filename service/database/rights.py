@@ -1,14 +1,11 @@
 """Check what the role may do with the tables of schema.sql, so that a missing right is found at the start."""
 
-import re
 from typing import Any
 
 from psycopg import Connection
 
 from service.database.refusals import ServerUnfit
-from service.database.schema import SCHEMA
-
-TABLE = re.compile(r"^CREATE (?:UNLOGGED )?TABLE IF NOT EXISTS (\S+)", re.MULTILINE)
+from service.database.schema import tables
 
 # One row for each missing GRANT. A right on some columns is enough: others may be kept from the role. A sequence of a
 # column is needed to generate its values.
@@ -34,8 +31,7 @@ SELECT_MISSING = """
 
 def check(conn: Connection[Any]) -> None:
     """Check the tables that exist. Costs one round trip. Raises ServerUnfit, which names each missing GRANT."""
-    tables = TABLE.findall(SCHEMA.read_text(encoding="utf-8"))
-    missing = conn.execute(SELECT_MISSING, {"tables": tables}).fetchall()
+    missing = conn.execute(SELECT_MISSING, {"tables": tables()}).fetchall()
     if missing:
         role = conn.execute("SELECT quote_ident(current_user)").fetchone()[0]  # type: ignore[index]
         raise ServerUnfit(f"the role lacks rights: {'; '.join(f'{grant} TO {role}' for (grant,) in missing)}")

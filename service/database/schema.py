@@ -6,6 +6,7 @@ somebody's `CREATE INDEX CONCURRENTLY`. The hash of the applied text is stored: 
 no lock.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from psycopg import Connection, errors
 from service.database.sessions import Session
 
 SCHEMA = Path(__file__).parents[2] / "schema.sql"
+TABLE = re.compile(r"^CREATE (?:UNLOGGED )?TABLE IF NOT EXISTS (\S+)", re.MULTILINE)
 LOCK = 0x736368656D61  # an arbitrary number; in ASCII it spells "schema"
 POLL_INTERVAL = 0.1  # seconds between two tries for the lock
 ATTEMPTS = 5  # at a busy table
@@ -30,6 +32,10 @@ TRY_LOCK = f"SELECT pg_try_advisory_xact_lock({LOCK})"
 
 SELECT_APPLIED = """
     SELECT EXISTS (SELECT FROM public.schema_applied WHERE sha256 = sha256(%(text)s))
+"""
+
+SELECT_HAS_TABLES = """
+    SELECT bool_and(to_regclass(name) IS NOT NULL) FROM unnest(%(tables)s::text[]) AS name
 """
 
 SELECT_COLUMNS = """
@@ -122,6 +128,11 @@ def apply(conn: Connection[Any], session: Session, upgrades: Sequence[Upgrade], 
         raise SchemaError("the tables are too busy to change: stop the older service, or try at a quieter time")
 
 
+def tables() -> list[str]:
+    """Return the names of the tables that schema.sql creates."""
+    return TABLE.findall(SCHEMA.read_text(encoding="utf-8"))
+
+
 def missing_indexes(conn: Connection[Any], indexes: Sequence[Index]) -> list[Index]:
     """Return those of `indexes` that must be built. Costs one round trip."""
     row = conn.execute(SELECT_MISSING_INDEXES, {"names": [index.name for index in indexes]}).fetchone()
@@ -196,7 +207,7 @@ def has_table(conn: Connection[Any], table: str, columns: set[str]) -> bool:
 
 def _is_current(conn: Connection[Any], upgrades: Sequence[Upgrade], report: Report) -> bool:
     """Check the table of every resource. Raises one SchemaError for all that cannot be brought up to date."""
-    current = True
+    current = bool(conn.execute(SELECT_HAS_TABLES, {"tables": tables()}).fetchone()[0])  # type: ignore[index]
     problems: list[str] = []
     for upgrade in upgrades:
         try:

@@ -1,10 +1,11 @@
 """What the service needs of the users table, whatever else others have added to it."""
 
+import re
 from typing import Any
 
 from psycopg import Connection, errors
 
-from service.database.schema import Index, Report, SchemaError, build_index, has_table, missing_indexes
+from service.database.schema import SCHEMA, Index, Report, SchemaError, build_index, has_table, missing_indexes
 
 EMAIL_INDEX = "unique index user_email_folded_key on user_email_fold(email)"
 
@@ -23,8 +24,8 @@ REQUIRED_PARTS = (
     "trigger user_version",
 )
 
-# What schema.sql adds to an older table, unless there is another thing with the same name.
-ADDED = {"column version bigint": "column version ", "trigger user_version": "trigger user_version "}
+# How schema.sql adds a part to an older table.
+ADDS_PART = {"column": r'ALTER TABLE public\."user" ADD COLUMN (IF NOT EXISTS )?', "trigger": "CREATE TRIGGER "}
 
 # Each part of the table: its name, its description in the form of REQUIRED_PARTS, and whether an INSERT must give it a
 # value. A varchar or a domain of text counts as text, char(n) does not, as it pads. pg_get_indexdef() is not used, as
@@ -108,10 +109,13 @@ def check(conn: Connection[Any], report: Report) -> bool:
 
 
 def _is_added(conn: Connection[Any], part: str, found: set[str]) -> bool:
-    """Return whether schema.sql adds a missing part."""
+    """Return whether schema.sql adds a missing part. It does not when another has the name."""
     if part == EMAIL_INDEX:
         return bool(missing_indexes(conn, [FOLDED_EMAIL]))
-    return part in ADDED and not any(f"{other} ".startswith(ADDED[part]) for other in found)
+    kind, name = part.split()[:2]
+    if kind not in ADDS_PART or any(f"{other} ".startswith(f"{kind} {name} ") for other in found):
+        return False
+    return re.search(f"{ADDS_PART[kind]}{name} ", SCHEMA.read_text(encoding="utf-8")) is not None
 
 
 def build_email_index(conn: Connection[Any], report: Report) -> None:

@@ -14,13 +14,13 @@ from service.users.errors import EmailTaken, IdTaken
 from service.users.queries import select_user
 from service.web.idempotency import Outcome
 from tests.api.test_queries import HASH
-from tests.process.test_schema import guest_of, waiters
+from tests.process.test_schema import waiters
 from tests.support.parallel import at_once
 from tests.support.polling import until
 from tests.support.postgres import Cluster, TestDatabase
 from tests.support.problems import is_problem
 from tests.support.process import Service
-from tests.support.schemas import prepare
+from tests.support.schemas import guest_of, prepare
 from tests.support.users import create, new_user
 from tests.support.writes import plain_write
 

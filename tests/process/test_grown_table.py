@@ -11,13 +11,12 @@ from argon2 import PasswordHasher
 
 from service.database.refusals import ServerUnfit
 from service.database.schema import SchemaError
-from tests.process.test_schema import guest_of
 from tests.support.checkout import gone, workers
 from tests.support.polling import until
 from tests.support.postgres import Cluster, TestDatabase
 from tests.support.problems import is_problem
 from tests.support.process import Service
-from tests.support.schemas import create_older_table, everything, prepare
+from tests.support.schemas import create_older_table, everything, guest_of, prepare
 from tests.support.users import create, new_user, signs_in
 
 pytestmark = pytest.mark.usefixtures("forked")

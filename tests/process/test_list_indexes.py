@@ -6,11 +6,10 @@ import psycopg
 import pytest
 
 from tests.process.test_same_email import INSERT, builds
-from tests.process.test_schema import guest_of
 from tests.support.polling import until
 from tests.support.postgres import Cluster, TestDatabase
 from tests.support.process import Service
-from tests.support.schemas import make_schema, prepare
+from tests.support.schemas import guest_of, make_schema, prepare
 from tests.support.users import create
 
 NAMES = {"user_lname_folded_idx", "user_updated_at_idx"}

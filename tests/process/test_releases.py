@@ -10,7 +10,7 @@ from tests.process.test_grown_table import replace_workers, serves
 from tests.support.checkout import Checkout, copied
 from tests.support.postgres import Cluster, TestDatabase
 from tests.support.process import Service
-from tests.support.schemas import everything, prepare
+from tests.support.schemas import everything, guest_of, make_schema, prepare
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -22,16 +22,6 @@ CREATE INDEX IF NOT EXISTS user_lname_key ON public."user" (lname);
 ORDERS = """
 CREATE TABLE IF NOT EXISTS public."order" (id bigint CONSTRAINT order_pkey PRIMARY KEY);
 """
-
-ORDERS_UPGRADE = '''
-from service.database.schema import Upgrade
-
-SELECT_TABLE = """
-    SELECT to_regclass('public."order"') IS NOT NULL
-"""
-
-UPGRADE = Upgrade(lambda conn, _report: conn.execute(SELECT_TABLE).fetchone()[0])
-'''
 
 TWO_WORKERS = {"WORKERS": "2", "WORKER_THREADS": "2"}
 
@@ -130,26 +120,55 @@ def test_versions_that_were_counted_become_times_when_the_schema_is_applied(data
     assert version > 1_700_000_000_000_000
 
 
-def test_a_table_of_a_second_resource_that_was_dropped_is_made_again(database: TestDatabase) -> None:
+@pytest.fixture
+def with_orders() -> Iterator[Checkout]:
+    """A release that adds a table."""
     with copied() as checkout:
         with (checkout.folder / "schema.sql").open("a") as schema:
             schema.write(ORDERS)
-        second = checkout.folder / "service" / "second"
-        second.mkdir()
-        (second / "upgrade.py").write_text(ORDERS_UPGRADE)
-        app = checkout.folder / "service" / "app.py"
-        text = app.read_text().replace("(upgrade.UPGRADE,", "(second.UPGRADE, upgrade.UPGRADE,")
-        app.write_text(text.replace("\nlogger", "\nfrom service.second import upgrade as second\n\nlogger", 1))
+        yield checkout
 
-        def said() -> list[str]:
-            done = checkout.run("schema", database.environment)
-            assert done.returncode == 0, done.stderr
-            return done.stdout.splitlines()
 
-        applied = ["schema.sql is applied", "the schema is up to date"]
-        assert said() == applied
-        assert said() == applied[1:]
+def test_a_table_that_was_dropped_is_made_again(database: TestDatabase, with_orders: Checkout) -> None:
+    def said() -> list[str]:
+        done = with_orders.run("schema", database.environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    applied = ["schema.sql is applied", "the schema is up to date"]
+    assert said() == applied
+    assert said() == applied[1:]
+    with database.connect() as conn:
+        conn.execute('DROP TABLE "order"')
+    assert said() == applied
+    assert said() == applied[1:]
+
+
+def test_a_role_that_may_not_create_the_new_table_is_refused(database: TestDatabase, with_orders: Checkout) -> None:
+    prepare(database)
+    guest = guest_of(database)
+    with database.connect() as conn:
+        for kind in ("TABLES", "SEQUENCES"):
+            conn.execute(f"GRANT ALL ON ALL {kind} IN SCHEMA public TO {guest.environment['DATABASE_USERNAME']}")
+    assert make_schema(guest).returncode == 0
+    done = with_orders.run("schema", guest.environment)
+    assert done.returncode == 2
+    assert "run `make schema` as the owner" in done.stderr
+
+
+def test_a_column_that_the_newer_release_needs_is_added(database: TestDatabase, newer: Checkout) -> None:
+    """As service/README.md says under "Add a field to users"."""
+    prepare(database)
+    table = newer.folder / "service" / "users" / "table.py"
+    needed = 'REQUIRED_PARTS = (\n    "column note text",'
+    table.write_text(table.read_text().replace("REQUIRED_PARTS = (", needed))
+    for _ in ("the first start", "a start after it was dropped"):
+        done = newer.run("schema", database.environment)
+        assert (done.returncode, done.stdout.splitlines()[:1]) == (0, ["schema.sql is applied"]), done.stderr
         with database.connect() as conn:
-            conn.execute('DROP TABLE "order"')
-        assert said() == applied
-        assert said() == applied[1:]
+            conn.execute('ALTER TABLE "user" DROP COLUMN note')
+    with database.connect() as conn:
+        conn.execute('ALTER TABLE "user" ADD COLUMN note integer')
+    done = newer.run("schema", database.environment)
+    assert done.returncode == 2
+    assert "lacks what this service needs: column note text" in done.stderr

@@ -18,9 +18,9 @@ from service.database.schema import LOCK, SCHEMA, Report, SchemaError, Upgrade
 from service.extras.embedded import programs
 from tests.support.parallel import at_once
 from tests.support.polling import until
-from tests.support.postgres import PASSWORD, Cluster, TestDatabase
+from tests.support.postgres import Cluster, TestDatabase
 from tests.support.process import Service
-from tests.support.schemas import create_older_table, everything, make_schema, prepare
+from tests.support.schemas import create_older_table, everything, guest_of, make_schema, prepare
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -34,20 +34,6 @@ INSERT = f"""
 def database(cluster: Cluster) -> TestDatabase:
     """An empty database for each test."""
     return cluster.create_database()
-
-
-def guest_of(database: TestDatabase) -> TestDatabase:
-    """Return `database` as a role sees it that may use what is there, and may create nothing."""
-    guest = f"{database.name}_guest"
-    with database.as_superuser() as conn:
-        conn.execute(f"CREATE ROLE {guest} LOGIN PASSWORD '{PASSWORD}'")
-
-    class Guest(TestDatabase):
-        @property
-        def environment(self) -> dict[str, str]:
-            return {**super().environment, "DATABASE_USERNAME": guest}
-
-    return Guest(database.cluster, database.name)
 
 
 def psql(database: TestDatabase, **environment: str) -> None:

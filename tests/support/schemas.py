@@ -10,7 +10,7 @@ from service import settings as environment
 from service.app import UPGRADES
 from service.database.schema import Upgrade
 from service.startup import prepare_server
-from tests.support.postgres import TestDatabase
+from tests.support.postgres import PASSWORD, TestDatabase
 from tests.support.process import run_command
 
 # As the older service made it.
@@ -51,6 +51,20 @@ def create_older_table(database: TestDatabase, rows: Iterable[tuple[str, str]]) 
         with conn.cursor().copy('COPY "user" (fname, lname, email, password) FROM STDIN') as copy:
             for email, password in rows:
                 copy.write_row(("Ada", "Lovelace", email, password))
+
+
+def guest_of(database: TestDatabase) -> TestDatabase:
+    """Return `database` as a role sees it that may use what is there, and may create nothing."""
+    guest = f"{database.name}_guest"
+    with database.as_superuser() as conn:
+        conn.execute(f"CREATE ROLE {guest} LOGIN PASSWORD '{PASSWORD}'")
+
+    class Guest(TestDatabase):
+        @property
+        def environment(self) -> dict[str, str]:
+            return {**super().environment, "DATABASE_USERNAME": guest}
+
+    return Guest(database.cluster, database.name)
 
 
 def prepare(database: TestDatabase, upgrades: Sequence[Upgrade] = UPGRADES) -> list[str]:
