@@ -16,6 +16,7 @@ from starlette.types import Scope
 from service.settings import Settings
 from service.telemetry.record import RECORD
 from service.web.api_keys import GRANTS, ApiKeys, Caller
+from service.web.responses import FailureWithHeaders
 
 EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 
@@ -48,8 +49,12 @@ class Unauthenticated(Exception):
     """The request has no valid API key."""
 
 
-class Forbidden(Exception):
-    """The key is valid, and its scope does not allow this."""
+class Forbidden(FailureWithHeaders):
+    """The key is valid, and does not allow this. The response names the scope that does (RFC 6750, 3.1)."""
+
+    def __init__(self, scope: str) -> None:
+        challenge = f'Bearer realm="users", error="insufficient_scope", scope="{scope}"'
+        super().__init__({"WWW-Authenticate": challenge})
 
 
 class UnknownHost(Exception):
@@ -92,7 +97,7 @@ class Access:
         RECORD.get().caller = caller.name
         if required == OPEN or required in caller.scopes or (required == ANY and caller.scopes):
             return
-        raise Forbidden if caller.name else Unauthenticated
+        raise Forbidden(required) if caller.name else Unauthenticated
 
     def security(self, required: str) -> Security:
         """Return OpenAPI's security requirements for the `required` scope; an empty one stands for no key."""
@@ -102,7 +107,7 @@ class Access:
         return without_key + [{name: []} for name in SCHEMES]
 
     def may_wait(self, head: bytes) -> bool:
-        """Return whether a read may wait for a thread, of which only the head's bytes are known."""
+        """Return whether the read with this raw head may wait for a thread."""
         if self._keys is None:
             return True
         return "read" in self._key_holder(AUTHORIZATION.findall(head)).scopes

@@ -144,6 +144,7 @@ class TestRoute:
                     assert answer.status_code in {200, 404, 422}, (header, answer.text)
                 else:
                     is_problem(answer, 403, "forbidden")
+                    assert f'scope="{scope}"' in answer.headers["WWW-Authenticate"]
 
     def test_without_a_valid_key_only_what_is_open_is_answered(
         self, service: Service, keys: Keys, method: str, path: str, scope: str
