@@ -162,7 +162,9 @@ class Settings(BaseModel):
     statement_timeout: Seconds = setting(5.0, "seconds a statement may run; the slowest here takes milliseconds")
     idle_in_transaction_timeout: Seconds = setting(5.0, "seconds a transaction may be idle")
     leak_threshold: Seconds = setting(8.0, "seconds after which a connection still held is reported with its stack")
-    request_deadline: Seconds = setting(10.0, "seconds from a request's arrival to its response, whatever hangs")
+    request_deadline: Seconds = setting(
+        10.0, "seconds from the end of a request to its response, whatever hangs; its body may take as long"
+    )
     graceful_shutdown_timeout: Seconds = setting(15.0, "seconds that requests in progress have to finish at shutdown")
     drain_delay: float = setting(
         0.0,
