@@ -161,7 +161,7 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
         stack = Cors(stack, origins=settings.allowed_origins)
     if tracing.is_wanted():
         stack = tracing.HideQuery(stack)
-    stack = RequestMiddleware(stack, max_body_size=settings.max_body_size)
+    stack = RequestMiddleware(stack, max_body_size=settings.max_body_size, readiness=readiness)
     if settings.root_path:
         stack = RootPath(stack, root_path=settings.root_path)
     app.build_middleware_stack = lambda: stack  # type: ignore[method-assign]

@@ -22,6 +22,7 @@ from service.telemetry import log, metrics
 from service.telemetry.record import RECORD, Record
 from service.web.arrival import Arrival
 from service.web.bodies import BodyTooLarge
+from service.web.health import Readiness
 from service.web.problems import (
     MALFORMED_REQUEST,
     STOPPING,
@@ -44,17 +45,18 @@ SANE_ID = re.compile(rb"[A-Za-z0-9._:+/=@-]{1,128}")
 class RequestMiddleware:
     """Wraps the whole application."""
 
-    def __init__(self, app: ASGIApp, *, max_body_size: int) -> None:
-        """Refuse a body of more than `max_body_size` bytes."""
+    def __init__(self, app: ASGIApp, *, max_body_size: int, readiness: Readiness) -> None:
+        """Refuse a body of more than `max_body_size` bytes. While `readiness` is draining, close connections."""
         self.app = app
         self.max_body_size = max_body_size
+        self.readiness = readiness
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send, self.max_body_size)
+        exchange = _Exchange(scope, receive, send, self)
         record = exchange.record
         RECORD.set(record)
         try:
@@ -144,9 +146,9 @@ class _Sender:
 class _Exchange:
     """One request and its response."""
 
-    __slots__ = ("_declared", "_limit", "_receive", "_received", "_send", "ambiguous", "arrival", "record")
+    __slots__ = ("_declared", "_middleware", "_receive", "_received", "_send", "ambiguous", "arrival", "record")
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, middleware: RequestMiddleware) -> None:
         headers = dict(scope["headers"])
         self.arrival: Arrival = scope.setdefault("arrival", Arrival())
         self.record = Record(
@@ -160,7 +162,7 @@ class _Exchange:
         # comes in a packet of its own: one that a stranger may have written. extras/http/ drops the header field.
         self.ambiguous = b"upgrade" in headers and (self._declared > 0 or b"transfer-encoding" in headers)
         self._received = 0
-        self._limit = limit
+        self._middleware = middleware
         self._receive = receive
         self._send = send
 
@@ -170,11 +172,11 @@ class _Exchange:
             permit.release()
 
     async def receive(self) -> Message:
-        if self._declared > self._limit:
+        if self._declared > self._middleware.max_body_size:
             raise BodyTooLarge  # before any of it is read
         message = await self._receive()
         self._received += len(message.get("body", b""))
-        if self._received > self._limit:
+        if self._received > self._middleware.max_body_size:
             raise BodyTooLarge  # it came in chunks, undeclared
         return message
 
@@ -183,6 +185,8 @@ class _Exchange:
             self.release_permit()  # a client that reads slowly holds nothing
             self.record.status = message["status"]
             message["headers"] = [*message["headers"], (b"x-request-id", self.record.request_id.encode())]
+            if self._middleware.readiness.failed == "draining":  # the client connects again, to another instance
+                message["headers"].append((b"connection", b"close"))
         await self._send(message)
 
 

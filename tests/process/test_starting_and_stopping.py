@@ -160,6 +160,7 @@ def test_for_drain_delay_it_takes_requests_and_says_that_it_drains(
         for _ in range(8):
             assert httpx.get(f"{url}/readyz?exclude=database").json()["failed"] == "draining"
             assert httpx.get(f"{url}/users").status_code == 200
+        assert service.client.get("/users").headers["Connection"] == "close", "the client moves to another instance"
         assert service.process.poll() is None
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(10) == 0, "the second SIGTERM ends the wait"

@@ -41,6 +41,7 @@ class Load:
 
     url: str
     clients: int = 8
+    reconnecting: int = 0  # how many of them connect for each request
     answers: list[Answer] = field(default_factory=list)
     created: set[int] = field(default_factory=set)  # acknowledged
     refused: set[int] = field(default_factory=set)  # with NOTHING
@@ -103,7 +104,8 @@ class Load:
     def _run(self, number: int) -> None:
         user_id = 10 + number * 1_000_000
         there = 0  # the newest user that was created for sure
-        with httpx.Client(base_url=self.url, timeout=30) as client:
+        limits = httpx.Limits(max_keepalive_connections=0 if number < self.reconnecting else None)
+        with httpx.Client(base_url=self.url, timeout=30, limits=limits) as client:
             while not self._stopped.is_set():
                 user_id += 1
                 there = user_id if self._create(client, user_id) else there

@@ -16,9 +16,11 @@ DEPLOY = CHECKOUT / "service" / "deploy"
 LISTEN = {"nginx.conf": "listen 8080", "haproxy.cfg": "bind :8080"}
 
 
-def deployed(name: str, services: Sequence[Service], port: int) -> str:
+def deployed(name: str, services: Sequence[Service], port: int, mode: str = "http") -> str:
     """Return the text of nginx.conf or haproxy.cfg with the ports of this run. One service serves as both instances."""
     text = (DEPLOY / name).read_text()
+    if mode != "http":
+        text = replaced(text, "mode http\n", f"mode {mode}\n")
     one, two = services[0].url.removeprefix("http://"), services[-1].url.removeprefix("http://")
     text = replaced(text, LISTEN[name], LISTEN[name].replace("8080", str(port)))
     return replaced(replaced(text, "127.0.0.1:8000", one), "127.0.0.1:8001", two)
@@ -51,10 +53,10 @@ def running(program: str, configuration: str, port: int, probe: str = "/livez") 
 
 
 @contextmanager
-def before(name: str, *services: Service) -> Iterator[str]:
+def before(name: str, *services: Service, mode: str = "http") -> Iterator[str]:
     """Run nginx with nginx.conf or HAProxy with haproxy.cfg before one or two services, and yield its URL."""
     port = free_port()
-    with running(name.partition(".")[0], deployed(name, services, port), port) as url:
+    with running(name.partition(".")[0], deployed(name, services, port, mode), port) as url:
         yield url
 
 

@@ -1,11 +1,14 @@
 """What stands before an exposed service: a browser, proxies, systemd."""
 
+import http.client
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -37,6 +40,8 @@ listen users
 KINDS = ["nginx.conf", "haproxy.cfg", "bare nginx", "bare haproxy tcp", "bare haproxy http"]
 
 Keys = dict[str, str]
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 
 @pytest.fixture(scope="module")
@@ -140,16 +145,44 @@ def test_without_keys_a_proxy_is_not_answered(database: TestDatabase, kind: str)
             assert httpx.get(f"{url}{path}", headers={"Host": "users.example.com"}).status_code == 421
 
 
-@pytest.mark.parametrize("name", ["nginx.conf", "haproxy.cfg"])
-def test_behind_a_proxy_the_drain_of_one_instance_costs_no_request(database: TestDatabase, name: str) -> None:
+def ask_each_second(url: str, begin_at: float, stopped: threading.Event) -> int:
+    """Ask over one connection and return how often; http.client replaces it only when it was told `Connection: close`.
+
+    Raises RemoteDisconnected when the connection was closed without that.
+    """
+    asked, pause = 0, begin_at
+    with closing(http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)) as client:
+        while not stopped.wait(pause):
+            client.request("GET", "/users?limit=1")
+            with client.getresponse() as response:
+                response.read()
+                assert response.status == 200
+            asked, pause = asked + 1, 1.0
+    return asked
+
+
+@pytest.mark.parametrize(("name", "mode"), [("nginx.conf", "http"), ("haproxy.cfg", "http"), ("haproxy.cfg", "tcp")])
+def test_behind_a_proxy_a_rolling_restart_costs_no_request(database: TestDatabase, name: str, mode: str) -> None:
     settings = database.environment | {"ANONYMOUS_ACCESS": "write", "INSTANCES": "2", "WORKER_THREADS": "2"}
     settings["DRAIN_DELAY"] = "3" if name == "haproxy.cfg" else "0"
-    with Service(settings) as stays, Service(settings) as drains, reverse_proxy.before(name, stays, drains) as url:
-        with Load(url, clients=4) as load:
-            until(lambda: "GET /users" in drains.log and "GET /users" in stays.log, "both instances serve")
+    stopped = threading.Event()
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(Service(settings)) for _ in range(2))
+        url = stack.enter_context(reverse_proxy.before(name, first, second, mode=mode))
+        executor = stack.enter_context(ThreadPoolExecutor(4))
+        stack.callback(stopped.set)
+        with Load(url, clients=4, reconnecting=2) as load:
+            seldom = [executor.submit(ask_each_second, url, number / 4, stopped) for number in range(4)]
+            until(lambda: "GET /users" in first.log and "GET /users" in second.log, "both instances serve")
+            for instance in (first, second):
+                load.go_on(time.monotonic())
+                assert instance.stop() == 0
+                port = instance.url.rpartition(":")[2]
+                again = stack.enter_context(Service(settings | {"PORT": port}))
+                until(lambda: "GET /users" in again.log, "it serves again")  # noqa: B023
             load.go_on(time.monotonic())
-            assert drains.stop() == 0
-            load.go_on(time.monotonic())
+        stopped.set()
+        assert min(each.result() for each in seldom) > 3
         assert load.unexpected({200, 201}) == {}
         load.reconcile(database)
         with database.connect() as conn:
