@@ -168,6 +168,8 @@ def test_behind_a_proxy_a_rolling_restart_costs_no_request(database: TestDatabas
     stopped = threading.Event()
     with ExitStack() as stack:
         first, second = (stack.enter_context(Service(settings)) for _ in range(2))
+        with database.connect() as conn:
+            conn.execute('TRUNCATE public."user"')
         url = stack.enter_context(reverse_proxy.before(name, first, second, mode=mode))
         executor = stack.enter_context(ThreadPoolExecutor(4))
         stack.callback(stopped.set)
@@ -185,8 +187,6 @@ def test_behind_a_proxy_a_rolling_restart_costs_no_request(database: TestDatabas
         assert min(each.result() for each in seldom) > 3
         assert load.unexpected({200, 201}) == {}
         load.reconcile(database)
-        with database.connect() as conn:
-            conn.execute('TRUNCATE public."user"')
 
 
 @pytest.mark.parametrize("workers", ["1", "4"])
