@@ -4,12 +4,13 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
+from hashlib import blake2b
 from itertools import count
 from typing import Any, Self
 
 from psycopg import Connection, Error, OperationalError, errors
 from psycopg.adapt import PyFormat, Transformer
-from psycopg.pq import DiagnosticField, ExecStatus
+from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.rows import TupleRow
 
@@ -21,8 +22,10 @@ from service.telemetry import metrics
 PARAMETER = re.compile(r"%\((\w+)\)s")
 NUMBERS = count(1)  # of prepared statements
 
-# A prepared statement that must be prepared again: a column has another type (0A000), or somebody deallocated it.
-STALE = (b"0A000", b"26000")
+# SQLSTATEs of a prepared statement: somebody deallocated it, a column has another type, or it is there already.
+NOT_PREPARED, OUTDATED, PREPARED = b"26000", b"0A000", b"42P05"
+
+SHARED_ATTEMPTS = 4  # behind a pooler, until a read is sent unprepared
 
 
 class PooledConnection(Connection[TupleRow]):
@@ -59,13 +62,17 @@ class PooledConnection(Connection[TupleRow]):
         """
         adapter = Transformer(self)
         if self.session_setup or setup:
-            literals = {name: adapter.as_literal(params[name]) for name in params}
-            result = self._execute_with_setup(setup, query, literals)
+            literals = {name: adapter.as_literal(params[name]).decode() for name in params}
+            is_idle = self.pgconn.transaction_status == TransactionStatus.IDLE
+            if is_idle and not setup and query.lstrip().startswith("SELECT"):
+                result = self._execute_shared(query, literals)
+            else:
+                result = self._execute_with_setup(setup, query % literals)
         else:
-            text, names = _positional(query)
+            text, names, _ = _positional(query)
             values = adapter.dump_sequence([params[name] for name in names], [PyFormat.TEXT] * len(names))
             result = self._execute_prepared(text, values)
-            if result.error_field(DiagnosticField.SQLSTATE) in STALE:
+            if result.error_field(DiagnosticField.SQLSTATE) in (NOT_PREPARED, OUTDATED):
                 del self.statements[text]
                 result = self._execute_prepared(text, values)
         _check(result, self.pgconn)
@@ -74,13 +81,34 @@ class PooledConnection(Connection[TupleRow]):
         adapter.set_pgresult(result)
         return adapter.load_row(0, tuple)
 
-    def _execute_with_setup(self, setup: str, query: str, literals: Mapping[str, bytes]) -> PGresult:
-        """Send all setup and the statement as one message, which is one transaction, and return the last result.
+    def _execute_with_setup(self, *statements: str) -> PGresult:
+        """Send all setup and the statements as one message, which is one transaction, and return the last result.
 
-        Such a message takes no parameters, so their values are in it as `literals` that psycopg has quoted.
+        Such a message takes no parameters, so their values are in it as literals that psycopg has quoted.
         """
-        statement = query % {name: literal.decode() for name, literal in literals.items()}
-        return self.pgconn.exec_("; ".join(filter(None, (self.session_setup, setup, statement))).encode())
+        return self.pgconn.exec_("; ".join(filter(None, (self.session_setup, *statements))).encode())
+
+    def _execute_shared(self, query: str, literals: Mapping[str, str]) -> PGresult:
+        """Execute a read that stays prepared in each session behind the pooler, whichever client prepared it.
+
+        SQL prepares it, because every pooler passes that on. To parse and plan it each time took half of all that it
+        cost. PostgreSQL logs a message that finds it not prepared, with the values: so no write is executed like this.
+        """
+        text, names, shared_name = _positional(query)
+        remedies = {
+            NOT_PREPARED: f"PREPARE {shared_name} AS {text.decode()}",
+            OUTDATED: f"DEALLOCATE {shared_name}",
+        }
+        values = f"({', '.join(literals[name] for name in names)})" if names else ""
+        for _ in range(SHARED_ATTEMPTS):
+            result = self._execute_with_setup(f"EXECUTE {shared_name}{values}")
+            remedy = remedies.get(result.error_field(DiagnosticField.SQLSTATE) or b"")
+            if not remedy:
+                return result
+            result = self._execute_with_setup(remedy)
+            if result.error_field(DiagnosticField.SQLSTATE) not in (None, NOT_PREPARED, PREPARED):  # another session's
+                return result
+        return self._execute_with_setup(query % literals)
 
     def _execute_prepared(self, text: bytes, values: Sequence[Any]) -> PGresult:
         name = self.statements.get(text)
@@ -100,11 +128,11 @@ class PooledConnection(Connection[TupleRow]):
 
 
 @cache
-def _positional(query: str) -> tuple[bytes, list[str]]:
-    """Return a statement with $1, $2 … in place of its named parameters, and their names in this order."""
+def _positional(query: str) -> tuple[bytes, list[str], str]:
+    """Return a statement with $1, $2 … in place of its named parameters, their names, and a name that only it has."""
     names = list(dict.fromkeys(PARAMETER.findall(query)))
-    text = PARAMETER.sub(lambda found: f"${names.index(found[1]) + 1}", query).replace("%%", "%")
-    return text.encode(), names
+    text = PARAMETER.sub(lambda found: f"${names.index(found[1]) + 1}", query).replace("%%", "%").encode()
+    return text, names, f"service_{blake2b(text, digest_size=16).hexdigest()}"
 
 
 def _check(result: PGresult, pgconn: PGconn) -> None:

@@ -182,17 +182,19 @@ def negotiate(
         "tcp_user_timeout": TCP_USER_TIMEOUT,
         **{f"keepalives_{name}": value for name, value in KEEPALIVES.items()},
     }
-    server_settings = {
+    statement_settings = {
         **timeouts,
         "timezone": "UTC",
         # Each statement here has one good plan. Planning a page anew each time took a fifth of its cost.
         "plan_cache_mode": "force_generic_plan",
+    }
+    server_settings = {
+        **statement_settings,
         "tcp_user_timeout": TCP_USER_TIMEOUT,
         **{f"tcp_keepalives_{name}": value for name, value in KEEPALIVES.items()},
     }
     options = " ".join([OPTIONS_MARKER, *(f"-c {name}={value}" for name, value in server_settings.items())])
-    pooled_settings = {**timeouts, "timezone": "'UTC'"}
-    session_setup = "; ".join(f"SET LOCAL {name} = {value}" for name, value in pooled_settings.items())
+    session_setup = "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in statement_settings.items())
     pooled = Session(server, parameters, "", session_setup)
     direct = Session(server, parameters, options, pooled=pooled)
     try:
