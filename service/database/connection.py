@@ -63,8 +63,10 @@ class PooledConnection(Connection[TupleRow]):
         adapter = Transformer(self)
         if self.session_setup or setup:
             literals = {name: adapter.as_literal(params[name]).decode() for name in params}
+            # PostgreSQL logs a message that finds no prepared statement, with its values: no email may be among them.
+            has_numbers_only = all(isinstance(value, int) for value in params.values())
             is_idle = self.pgconn.transaction_status == TransactionStatus.IDLE
-            if is_idle and not setup and query.lstrip().startswith("SELECT"):
+            if has_numbers_only and is_idle and not setup and query.lstrip().startswith("SELECT"):
                 result = self._execute_shared(query, literals)
             else:
                 result = self._execute_with_setup(setup, query % literals)
@@ -92,7 +94,7 @@ class PooledConnection(Connection[TupleRow]):
         """Execute a read that stays prepared in each session behind the pooler, whichever client prepared it.
 
         SQL prepares it, because every pooler passes that on. To parse and plan it each time took half of all that it
-        cost. PostgreSQL logs a message that finds it not prepared, with the values: so no write is executed like this.
+        cost.
         """
         text, names, shared_name = _positional(query)
         remedies = {

@@ -27,21 +27,22 @@ def test_a_statement_whose_preparation_is_stale_is_prepared_again(
     with connected(database, session_setup) as conn:
         conn.execute("DROP TABLE IF EXISTS things")
         conn.execute("CREATE TABLE things AS SELECT 1 AS size")
-        assert conn.fetchone("SELECT size FROM things WHERE size::text = %(size)s", {"size": "1"}) == (1,)
+        assert conn.fetchone("SELECT size FROM things WHERE %(one)s::int = 1", {"one": 1}) == (1,)
         conn.execute(change)
         for _ in range(2):
-            found = conn.fetchone("SELECT size FROM things WHERE size::text = %(size)s", {"size": "1"})
+            found = conn.fetchone("SELECT size FROM things WHERE %(one)s::int = 1", {"one": 1})
             assert found in {(1,), ("1",)}
         assert conn.execute("SELECT max(generic_plans + custom_plans) FROM pg_prepared_statements").fetchone() == (2,)
 
 
-def test_behind_a_pooler_a_read_is_prepared_once_and_without_its_values(database: TestDatabase) -> None:
+def test_behind_a_pooler_a_read_of_numbers_is_prepared_once_and_without_them(database: TestDatabase) -> None:
     with connected(database, "SET LOCAL lock_timeout = '2s'") as conn:
         conn.execute("DROP TABLE IF EXISTS things")
         conn.execute("CREATE TABLE things (size int)")
         for number in range(4_711, 4_714):
             assert conn.fetchone("SELECT %(number)s::int", {"number": number}) == (number,)
         assert conn.fetchone("INSERT INTO things VALUES (%(size)s) RETURNING size", {"size": 1}) == (1,)
+        assert conn.fetchone("SELECT %(email)s::text", {"email": "ada@example.com"}) == ("ada@example.com",)
         with conn.transaction():  # which an error would end
             assert conn.fetchone("SELECT %(other)s::int", {"other": 1}) == (1,)
         statement = "SELECT statement, generic_plans + custom_plans FROM pg_prepared_statements"
