@@ -39,7 +39,8 @@ DATA = Path(__file__).parents[1] / ".data"  # of the embedded PostgreSQL
 
 PAGE_FILES = ["*.sql", "*.html", "*.css", "*.js", "*.svg"]  # that change what `run` serves, besides Python's
 
-USAGE_ERROR = 2  # exit status: the user can correct it
+# What the user can correct: exit status 2.
+USAGE_ERRORS = (SettingsError, EmbeddedError, ProgramError, ServerRefused, ServerUnfit, SchemaError, ServerUnreachable)
 
 # Seconds that a worker may take to start, and to answer its supervisor. Healthy workers of a busy machine exceed
 # uvicorn's 5.
@@ -85,17 +86,11 @@ def main() -> None:
         for line in settings.warnings:
             warn(line)
         command(settings, **arguments)
-    except (
-        SettingsError,
-        EmbeddedError,
-        ProgramError,
-        ServerRefused,
-        ServerUnfit,
-        SchemaError,
-        ServerUnreachable,
-    ) as exc:
+    except TransferError as exc:
+        sys.exit(str(exc))
+    except USAGE_ERRORS as exc:
         warn(exc)
-        sys.exit(USAGE_ERROR)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)  # the exit status that shells give to Ctrl-C
 
@@ -181,8 +176,6 @@ def export(settings: Settings, file: Path | None) -> None:
         with _with_database(settings, warn) as configured:
             session, _, _ = inspect_server(configured.server, configured, warn)
             transfer.export_users(session, file, warn)
-    except TransferError as exc:
-        sys.exit(str(exc))
     except BrokenPipeError:  # the reader has enough; Python would complain when it closes standard output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -193,12 +186,9 @@ def import_(settings: Settings, file: Path | None, skip_bad: Path | None, *, dry
 
     The lines are as `export` writes them; each has a password_hash, of Argon2id or bcrypt, or a password.
     """
-    try:
-        with _with_database(settings, warn) as configured:
-            session, _ = prepare_server(configured.server, configured, UPGRADES, warn)
-            transfer.import_users(session, None if file == Path("-") else file, skip_bad, warn, dry_run=dry_run)
-    except TransferError as exc:
-        sys.exit(str(exc))
+    with _with_database(settings, warn) as configured:
+        session, _ = prepare_server(configured.server, configured, UPGRADES, warn)
+        transfer.import_users(session, None if file == Path("-") else file, skip_bad, warn, dry_run=dry_run)
 
 
 def key(settings: Settings, name: str, scope: str) -> None:
