@@ -11,8 +11,13 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 
-from service.telemetry import log, metrics
+from prometheus_client import REGISTRY, Metric
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from service.telemetry import log
 
 BUFFER = 1 << 20  # bytes of lines that may wait; about 1.2 MiB with Python's overhead
 
@@ -26,13 +31,13 @@ PAUSE = 0.05
 FLUSH_TIMEOUT = 1.0  # seconds that the end of the process waits for unwritten lines, in all
 
 
-class LogWriter:
+class LogWriter(Collector):
     """Write lines to standard output. When the buffer is full, drop lines until it is empty, and log their number."""
 
     def __init__(self) -> None:
-        """Start the threads with the first line."""
+        """Start the thread with the first line."""
         self._reset()
-        os.register_at_fork(after_in_child=self._reset)  # the threads and the lines stay with the parent
+        os.register_at_fork(after_in_child=self._reset)  # the thread and the lines stay with the parent
         atexit.register(self.flush)
 
     def _reset(self) -> None:
@@ -45,9 +50,8 @@ class LogWriter:
         self._wake = threading.Event()
         self._ending = threading.Event()
         self._deadline = 0.0  # of `flush`
-        self._dropped = 0  # lines that the log does not mention yet
-        self._uncounted = 0  # lines that the metric does not count yet
-        self._count = threading.Event()
+        self._dropped = 0  # lines, since the start
+        self._mentioned = 0  # those of them that the log mentions
         self._torn = False  # the last write ended inside a line
 
     def write(self, line: str) -> None:
@@ -57,14 +61,13 @@ class LogWriter:
             self._idle = False
             self._full = self._full or self._size + len(data) > BUFFER
             if self._full:
-                self._drop(1)
+                self._dropped += 1
             else:
                 self._lines.append(data)
                 self._size += len(data)
             if not self._started:
                 self._started = True
                 threading.Thread(target=self._run, args=(_descriptor(),), name="log", daemon=True).start()
-                threading.Thread(target=self._count_dropped, name="log-dropped", daemon=True).start()
         if not self._wake.is_set():
             self._wake.set()
         if self._ending.is_set():
@@ -80,19 +83,10 @@ class LogWriter:
         with self._lock:
             self._lock.wait_for(lambda: self._idle, max(0.0, self._deadline - time.monotonic()))
 
-    def _drop(self, lines: int) -> None:
-        self._dropped += lines
-        self._uncounted += lines
-        self._count.set()
-
-    def _count_dropped(self) -> None:
-        # A thread of its own, as a caller of `write` may hold the lock of the metrics, and the other thread may wait.
-        while self._count.wait():
-            self._count.clear()
-            with self._lock:
-                lines, self._uncounted = self._uncounted, 0
-            metrics.LOG_LINES_DROPPED.inc(lines)
-            self._ending.wait(PAUSE)
+    def collect(self) -> Iterator[Metric]:
+        """Yield the number of dropped lines. Not a Counter: whoever calls `write` may hold the lock of the metrics."""
+        documentation = "Log lines dropped because standard output was slow or failed."
+        yield CounterMetricFamily("log_lines_dropped", documentation, self._dropped)
 
     def _run(self, descriptor: int) -> None:
         while self._wake.wait():
@@ -107,11 +101,10 @@ class LogWriter:
             with self._lock:
                 self._size -= len(data)
                 if not written:
-                    self._drop(len(chunk))
+                    self._dropped += len(chunk)
         dropped = self._dropped
-        if dropped and self._write(descriptor, _gap(dropped)):
-            with self._lock:
-                self._dropped -= dropped
+        if dropped > self._mentioned and self._write(descriptor, _gap(dropped - self._mentioned)):
+            self._mentioned = dropped
         with self._lock:
             self._full = False
             self._idle = not self._lines
@@ -158,3 +151,4 @@ def _descriptor() -> int:
 
 
 WRITER = LogWriter()  # one for each process, as it has one standard output
+REGISTRY.register(WRITER)

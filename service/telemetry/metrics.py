@@ -1,7 +1,8 @@
 """The metrics. To add one, declare it here or beside your endpoint, as the documentation of prometheus_client says.
 
 GET /metrics adds up counters, histograms and summaries over all workers, also those that ended, and gauges over those
-that live. The gauges of threads, queues and connections are in extras/admin/pool_state.py.
+that live. The gauges of threads, queues and connections are in extras/admin/pool_state.py, and the dropped lines of the
+log are counted in extras/log_writer.py.
 """
 
 import prometheus_client
@@ -79,7 +80,6 @@ DATABASE_SERVER_CONNECTIONS = Gauge(
     ["whose"],
 )
 
-LOG_LINES_DROPPED = Counter("log_lines_dropped_total", "Log lines dropped because standard output was slow or failed.")
 WORKER_STARTS = Counter("worker_starts_total", "Worker processes started. Without the first WORKERS: the restarts.")
 
 FAST_HISTOGRAMS = [REQUEST_DURATION, QUEUE_WAIT, CONNECTION_WAIT_TIME, CONNECTION_USE_TIME]
