@@ -43,20 +43,17 @@ class Budget:
     in_use: int  # by all other clients, at the moment
     pooled: bool  # whether a pooler stands before the server, whose own limits then do not count
     pooler: PoolerLimits | None  # None when it is not known
-    workers: int
-    threads: int
-    watches: int  # connections of a worker that watch the hosts of DATABASE_URL and DATABASE_READ_URL
-    instances: int
+    settings: Settings
 
     @property
     def needed(self) -> int:
         """How many connections this service opens at most."""
-        return self.workers * self.instances * self.per_worker
+        return self.settings.workers * self.settings.instances * self.per_worker
 
     @property
     def per_worker(self) -> int:
         """How many a worker opens at most. While SIGHUP replaces one, there is one worker more."""
-        return self.threads + self.watches
+        return self.settings.worker_threads + self.settings.watch_connections
 
     @property
     def limits(self) -> dict[str, int]:
@@ -77,8 +74,11 @@ class Budget:
 
     def __str__(self) -> str:
         """Return the sum in words."""
-        each = f"({self.threads} threads + {self.watches} watches)" if self.watches else f"{self.threads} threads"
-        needed = f"{self.needed} needed = {self.workers} workers x {each} x {self.instances} instances"
+        given = self.settings
+        each = f"{given.worker_threads} threads"
+        if given.watch_connections:
+            each = f"({each} + {given.watch_connections} watches)"
+        needed = f"{self.needed} needed = {given.workers} workers x {each} x {given.instances} instances"
         if not self.limits:
             return f"{needed}; what the pooler allows is not known, as this role is not one of its stats_users"
         limit = min(self.limits.values())
@@ -112,6 +112,5 @@ def read(conn: Connection[Any], session: Session, settings: Settings) -> Budget:
     limits = poolers.read_limits(session, conn.info.dbname) if pooled else None
     if pooled and limits is None:
         poolers.check_mode(session, conn, settings.worker_threads)
-    sizes = (settings.workers, settings.worker_threads, settings.watch_connections, settings.instances)
-    ours: tuple[Any, ...] = (pooled, limits, *sizes)
-    return Budget(*row, *ours)
+    fields: tuple[Any, ...] = (*row, pooled, limits, settings)
+    return Budget(*fields)
