@@ -21,11 +21,7 @@ from service.database.refusals import Refusal
 logger = logging.getLogger(__name__)
 
 # A server that ends a session says so with one of these.
-SESSION_ENDED = (
-    errors.AdminShutdown,
-    errors.CrashShutdown,
-    errors.IdleInTransactionSessionTimeout,
-)
+SESSION_ENDED = (errors.AdminShutdown, errors.CrashShutdown, errors.IdleInTransactionSessionTimeout)
 
 # A session that cannot begin is refused with one of these. A pooler begins one when there is a statement for it.
 SESSION_REFUSED = (
