@@ -1,11 +1,10 @@
 """/docs, /redoc and /openapi.json. They need no internet access: the scripts come from a package."""
 
-import importlib.util
 import re
 from base64 import b64encode
 from functools import cache
 from hashlib import sha256
-from pathlib import Path
+from importlib.resources import files
 from typing import Any
 
 from anyio import to_thread
@@ -17,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from service.web.access import OPEN, SCHEMES, allow
-from service.web.responses import json_response
+from service.web.responses import NOSNIFF, json_response, page_headers
 from service.web.routing import EventLoopRoute, GuardedRoute
 
 ASSETS = {
@@ -70,11 +69,7 @@ POSITION = {"Read-After": {"description": "With READS=replica: for reads that ne
 
 # A page may load the scripts of this service and ask this service. Both pages set styles of their own, Redoc searches
 # in a worker that it makes, and Swagger UI has its pictures in its styles.
-POLICY = (
-    "default-src 'none'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; connect-src 'self';"
-    " img-src 'self' data:; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-NOSNIFF = {"X-Content-Type-Options": "nosniff"}
+SOURCES = ("style-src 'self' 'unsafe-inline'", "connect-src 'self'", "img-src 'self' data:", "worker-src blob:")
 
 INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
@@ -174,15 +169,11 @@ def _declare_replicas(schema: dict[str, Any]) -> None:
 def _protected(page: Response) -> Response:
     """Allow the scripts that are written in `page`, by their hashes, and no other."""
     hashes = (b64encode(sha256(script).digest()).decode() for script in INLINE_SCRIPT.findall(bytes(page.body)))
-    policy = POLICY.format(scripts=" ".join(f"'sha256-{each}'" for each in hashes))
-    page.headers.update({"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer", **NOSNIFF})
+    scripts = " ".join(f"'sha256-{each}'" for each in hashes)
+    page.headers.update(page_headers(f"script-src 'self' {scripts}", *SOURCES))
     return page
 
 
 @cache
 def _read(name: str) -> bytes:
-    package = importlib.util.find_spec("fastapi_offline")
-    assert package is not None  # noqa: S101 - in requirements.txt
-    assert package.submodule_search_locations is not None  # noqa: S101
-    content = Path(package.submodule_search_locations[0], "static", name).read_bytes()
-    return content.replace(REDOC_LOGO, b"data:,")
+    return files("fastapi_offline").joinpath("static", name).read_bytes().replace(REDOC_LOGO, b"data:,")

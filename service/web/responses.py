@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 JSON = "application/json"
 NO_STORE = {"Cache-Control": "no-store"}
+NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 
 # Headers of a response, for OpenAPI.
 LINK = {"Link": {"description": "The next page, while there is one.", "schema": {"type": "string"}}}
@@ -35,6 +36,12 @@ def json_response(
 def json_text_response(text: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return a response with `text`, which is JSON already: PostgreSQL made it. No cache keeps it."""
     return Response(text.encode() + b"\n", status, {**NO_STORE, **(headers or {})}, JSON)
+
+
+def page_headers(*sources: str) -> dict[str, str]:
+    """Return the headers of a page that loads nothing but `sources`, as "script-src 'self'", and stands in no frame."""
+    policy = ("default-src 'none'", *sources, "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'")
+    return {"Content-Security-Policy": "; ".join(policy), "Referrer-Policy": "no-referrer", **NOSNIFF}
 
 
 class FailureWithHeaders(Exception):

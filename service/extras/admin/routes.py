@@ -15,24 +15,15 @@ from starlette.responses import Response
 from service.extras.admin.publisher import MetricsPublisher
 from service.extras.admin.single_flight import SingleFlight
 from service.web.access import allow
-from service.web.responses import json_response
+from service.web.responses import NO_STORE, json_response, page_headers
 from service.web.routing import EventLoopRoute
 
 PAGE = Path(__file__).parent / "page"
 FILES = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 # The page may load its own three files and ask its own service. Inline styles and scripts are forbidden.
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self';"
-    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": POLICY,
-    "Referrer-Policy": "no-referrer",
-    "Vary": "Accept",
-    "X-Content-Type-Options": "nosniff",
-}
+SOURCES = ("script-src 'self'", "style-src 'self'", "connect-src 'self'", "img-src 'self'")
+HEADERS = {**NO_STORE, "Vary": "Accept", **page_headers(*SOURCES)}
 
 
 def routes(publisher: MetricsPublisher, root_path: str) -> APIRouter:
