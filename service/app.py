@@ -2,11 +2,8 @@
 
 import gc
 import logging
-import multiprocessing
-import os
 import signal
 import sys
-import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
@@ -27,7 +24,7 @@ from service.extras.http.state import http_state
 from service.extras.log_quota import LogQuota
 from service.extras.log_writer import WRITER
 from service.extras.replicas import ReadRouting, ReplicatedDatabase
-from service.machine import check_threads
+from service.machine import check_threads, end_with_parent
 from service.settings import Settings
 from service.startup import Startup
 from service.telemetry import log
@@ -109,7 +106,7 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
             startup.drain_on_sigterm(settings.drain_delay)
             with _limits_reported():
                 check_threads(workers.size + at_once + OTHER_THREADS * (2 if settings.watch_connections else 1))
-                _end_with_the_supervisor()
+                end_with_parent(signal.SIGTERM)  # a worker whose supervisor was killed would hold the port for ever
                 if settings.worker_affinity:
                     logger.info(affinity.pin())
                 start_threads(at_once)
@@ -202,16 +199,3 @@ def _settings_or_exit() -> Settings:
         print(exc, file=sys.stderr)  # noqa: T201 - before there is a log
         raise SystemExit(2) from None
     return settings
-
-
-def _end_with_the_supervisor() -> None:
-    """End this worker when the process that started it was killed: it would hold the port for ever."""
-    supervisor = multiprocessing.parent_process()
-    if supervisor is None:
-        return
-
-    def wait() -> None:
-        supervisor.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, name="supervisor-watch", daemon=True).start()

@@ -4,6 +4,7 @@ Control groups have two forms (cgroups(7)): version 2 keeps all controllers in o
 limit of a group holds for all groups below it.
 """
 
+import multiprocessing
 import os
 import threading
 from collections.abc import Iterator
@@ -41,6 +42,19 @@ def check_threads(count: int) -> None:
             threading.Thread(target=end.wait, daemon=True).start()
     finally:
         end.set()
+
+
+def end_with_parent(signal_number: int) -> None:
+    """Send this process a signal when the process that started it has ended, killed or not; do nothing without one."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal_number)
+
+    threading.Thread(target=wait, name="parent-watch", daemon=True).start()
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "web": {"telemetry", "settings", "database"},
     "users": {"web", "database", "machine"},
     "startup": {"settings", "database", "web"},
-    "extras": {"telemetry", "settings", "database", "web", "users"},
+    "extras": {"telemetry", "settings", "machine", "database", "web", "users"},
     "app": {"telemetry", "settings", "machine", "database", "web", "users", "startup", "extras"},
     "__main__": {"telemetry", "settings", "database", "web", "startup", "extras", "app"},
 }

@@ -7,7 +7,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from service.database.schema import Report
 from service.database.sessions import Session
 from service.database.sql import utc
 from service.extras.new_file import new_file
+from service.machine import end_with_parent
 from service.users.models import Password, UserReplacement
 from service.users.passwords import MAX_HASHES, hash_passwords, is_affordable_hash
 from service.web.models import MAX_ID, Text
@@ -250,7 +250,7 @@ def _validated(lines: IO[bytes]) -> Iterator[tuple[int, list[Row], dict[int, str
     """Yield the results of `_validate` in order. Processes do it, on every core: threads would share one."""
     context = multiprocessing.get_context("spawn")
     waiting = deque[Future[tuple[int, list[Row], dict[int, str]]]]()
-    with ProcessPoolExecutor(MAX_HASHES, context, _end_with_parent) as pool:
+    with ProcessPoolExecutor(MAX_HASHES, context, _begin_process) as pool:
         first = 1
         while batch := list(islice(lines, BATCH)):
             waiting.append(pool.submit(_validate, first, batch))
@@ -261,17 +261,9 @@ def _validated(lines: IO[bytes]) -> Iterator[tuple[int, list[Row], dict[int, str
             yield waiting.popleft().result()
 
 
-def _end_with_parent() -> None:
-    """Leave Ctrl-C to the parent, and end when it ends, killed or not."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent  # noqa: S101 - this is a child
-
-    def end() -> None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=end, daemon=True).start()
+def _begin_process() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    end_with_parent(signal.SIGKILL)
 
 
 def _validate(first: int, lines: list[bytes]) -> tuple[int, list[Row], dict[int, str]]:

@@ -10,7 +10,7 @@ from service.database.threads import start_thread
 from tests.house import modules
 
 # These end with what they do, or log an exception and go on by themselves.
-OTHERS = {"app", "machine", "database.sessions", "extras.log_writer", "extras.affinity", "extras.transfer"}
+OTHERS = {"machine", "database.sessions", "extras.log_writer", "extras.affinity"}
 OTHERS |= {"database.threads", "extras.admin.publisher"}
 
 
