@@ -152,14 +152,14 @@ def _declare_keys(schema: dict[str, Any], app: FastAPI) -> None:
         if isinstance(route, GuardedRoute) and (security := app.state.access.security(route.scope)):
             schema["components"]["securitySchemes"] = jsonable_encoder(SCHEMES, by_alias=True, exclude_none=True)
             for operation in schema["paths"].get(route.path_format, {}).values():
-                if operation["operationId"] == route.operation_id:
+                if operation["operationId"] == (route.operation_id or route.unique_id):
                     operation["security"] = security
 
 
 def _declare_replicas(schema: dict[str, Any]) -> None:
     """Declare the headers of reads from replicas."""
     for method, operation in [each for path in schema["paths"].values() for each in path.items()]:
-        if operation["tags"] != ["service"]:
+        if operation.get("tags") != ["service"]:
             if method == "get":
                 operation.setdefault("parameters", []).append({"in": "header", **READ_AFTER})
             for response in operation["responses"].values():
