@@ -11,7 +11,7 @@ from service.telemetry.record import Record
 # Lines a second, in each worker, of requests that took no thread: refusals, probes, unknown paths.
 CHEAP_LINES = 100
 
-POLLED = "/pool"  # its page asks for it twice a second
+POLLED = "/pool"  # the route that its page asks for twice a second
 
 logger = logging.getLogger("service.request")
 
@@ -27,7 +27,7 @@ class LogQuota:
 
     def is_logged(self, record: Record) -> bool:
         """Return whether a request has a line of its own. Call it on the event loop, once for each request."""
-        if record.path == POLLED and record.status == HTTPStatus.OK:
+        if record.route == POLLED and record.status == HTTPStatus.OK:
             return False
         if record.queued is not None:  # it took a thread
             return True

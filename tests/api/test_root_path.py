@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from tests.support.polling import until
 from tests.support.postgres import TestDatabase
 from tests.support.problems import is_problem
 from tests.support.process import Service
@@ -55,6 +56,14 @@ def test_the_openapi_document_names_the_root_path_as_its_server(client: httpx.Cl
     document = client.get("/openapi.json").json()
     assert document["servers"] == [{"url": "/api"}]
     assert "/users" in document["paths"]
+
+
+def test_the_page_that_asks_again_and_again_leaves_no_line_in_the_log(service: Service, client: httpx.Client) -> None:
+    for path in ("/pool", "/pool/"):
+        assert client.get(path, headers={"X-Request-ID": "asked-again"}).status_code == 200
+    client.get("/users", headers={"X-Request-ID": "asked-once"})
+    until(lambda: "asked-once" in service.log, "the last request is logged")
+    assert "asked-again" not in service.log
 
 
 @pytest.mark.parametrize("path", ["/apiusers", "/api/api/users", "/API/users"])
