@@ -256,8 +256,13 @@ class Settings(BaseModel):
     @property
     def warnings(self) -> list[str]:
         """What is set and has no effect."""
-        ignored = _read_url(self.database_url)[1] if self.database_url else []
-        return [f"DATABASE_URL: ignored, as they are for other libraries: {', '.join(ignored)}"] if ignored else []
+        urls = {"DATABASE_URL": self.database_url, "DATABASE_READ_URL": self.database_read_url}
+        ignored = {name: _read_url(url, name)[1] for name, url in urls.items() if url}
+        return [
+            f"{name}: ignored, as they are for other libraries: {', '.join(parameters)}"
+            for name, parameters in ignored.items()
+            if parameters
+        ]
 
     def server(self) -> str:
         """Return the configured server as a libpq connection string, password included.

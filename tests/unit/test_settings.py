@@ -141,6 +141,15 @@ def test_a_url_that_libpq_would_misread_is_refused_without_its_password(url: str
     assert "\n" not in str(refused.value)
 
 
+def test_each_url_has_a_warning_that_names_what_it_ignores() -> None:
+    urls = {"DATABASE_URL": "postgresql://u@h/d?pgbouncer=true", "DATABASE_READ_URL": "postgresql://u@r/d?schema=a"}
+    primary, replica = load(urls, NO_FILE).warnings
+    assert primary.startswith("DATABASE_URL:")
+    assert primary.endswith(": pgbouncer")
+    assert replica.startswith("DATABASE_READ_URL:")
+    assert replica.endswith(": schema")
+
+
 @pytest.mark.parametrize(
     ("given", "server"),
     [
