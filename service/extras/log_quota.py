@@ -20,7 +20,6 @@ class LogQuota:
     """Log the first CHEAP_LINES of each second; then count the others by their outcome, in one line."""
 
     def __init__(self) -> None:
-        """Begin with a full quota."""
         self._left = CHEAP_LINES
         self._second_ends = 0.0
         self._others: Counter[str] = Counter()

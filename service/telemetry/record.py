@@ -27,7 +27,6 @@ class Record:
     queued_at: float = field(init=False)  # since when it waits for a core or a thread, on the monotonic clock
 
     def __post_init__(self) -> None:
-        """Start the clock."""
         self.started = self.queued_at = self.started or time.monotonic()
 
     @property

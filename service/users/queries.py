@@ -89,8 +89,7 @@ SELECT_USERS = f"""
 
 def select_users(conn: PooledConnection, after: int, limit: int) -> tuple[str, int | None]:
     """Return the first `limit` users after the id `after`, and the last of their ids when more follow."""
-    users, last = _found(conn.fetchone(SELECT_USERS, {"after": after, "limit": limit}))
-    return users, last
+    return _found(conn.fetchone(SELECT_USERS, {"after": after, "limit": limit}))
 
 
 # Text that begins with the prefix, as a range, which an index serves: U+10FFFF is the last character, and a name has at
@@ -170,11 +169,9 @@ def find_users(conn: PooledConnection, page: Page) -> tuple[str, int | None]:
     key = "id"
     if setup:
         with suppress(errors.QueryCanceled):
-            users, last = _found(conn.fetchone(find_statement(page), parameters, f"{setup}; {END_SOON}"))
-            return users, last
+            return _found(conn.fetchone(find_statement(page), parameters, f"{setup}; {END_SOON}"))
         key = "id + 0"
-    users, last = _found(conn.fetchone(find_statement(page, key), parameters, setup))
-    return users, last
+    return _found(conn.fetchone(find_statement(page, key), parameters, setup))
 
 
 def count_users(conn: PooledConnection, page: Page) -> int:
@@ -197,8 +194,7 @@ SELECT_USER = f"""
 
 def select_user(conn: PooledConnection, user_id: int) -> tuple[int, str]:
     """Return the version of the user, and the user."""
-    version, user = _found(conn.fetchone(SELECT_USER, {"id": user_id}))
-    return version, user
+    return _found(conn.fetchone(SELECT_USER, {"id": user_id}))
 
 
 # One statement for any set of fields, so that concurrent changes of different fields are both kept.

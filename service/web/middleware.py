@@ -75,7 +75,6 @@ class ProblemMiddleware:
     """Innermost: turns exceptions into responses, by one table. Inside CORS, so that a web page can read them."""
 
     def __init__(self, router: Router, *, table: ProblemTable) -> None:
-        """Wrap `router`."""
         self.router = router
         self.table = table
 

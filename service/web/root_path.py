@@ -9,7 +9,6 @@ class RootPath:
     """Accepts paths with and without the root path, as only some proxies strip it, and adds it to those it sends."""
 
     def __init__(self, app: ASGIApp, *, root_path: str) -> None:
-        """Wrap `app`, which knows nothing of `root_path`."""
         self.app = app
         self.root_path = root_path
 

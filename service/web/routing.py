@@ -18,8 +18,7 @@ class GuardedRoute(APIRoute):
     """A route whose endpoint has declared with `allow` who may call it."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:  # noqa: ANN401 - FastAPI's
-        """Raise TypeError when it has not."""
-        self.scope = declared_scope(endpoint)
+        self.scope = declared_scope(endpoint)  # raises TypeError when there is none
         super().__init__(path, endpoint, **kwargs)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,7 +67,7 @@ async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def check_routes(routes: Iterable[BaseRoute]) -> None:
-    """Raise TypeError for a route that is open to everybody, as no `allow` has declared who may call it."""
+    """Raise TypeError for a route without a scope: everybody could call it."""
     for route in routes:
         if not isinstance(route, GuardedRoute):
             raise TypeError(

@@ -27,6 +27,7 @@ from service.extras.admin.worker_files import WorkerFiles
 from service.telemetry import metrics
 from service.telemetry.record import RECORD, Record
 from service.web.admission import Admission, Overloaded
+from service.web.background import in_background
 from service.web.routing import EndpointRoute
 from service.web.workers import Workers
 
@@ -63,12 +64,10 @@ class MetricsPublisher:
         stopped = threading.Event()
         thread = threading.Thread(target=self._publish_until, args=[stopped], name="metrics", daemon=True)
         thread.start()
-        asking = asyncio.create_task(self._ask_regularly())
         try:
-            yield
+            async with in_background(self._ask_regularly()):
+                yield
         finally:
-            asking.cancel()
-            await asyncio.wait([asking])
             stopped.set()
             thread.join()
             with suppress(OSError):
