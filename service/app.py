@@ -46,8 +46,8 @@ from service.web.workers import BACKLOG, Workers
 
 logger = logging.getLogger(__name__)
 
-# Objects that may be left in cycles before they are looked for, then how many of such passes make a larger one.
-# With 20 and 20, memory grew by 0.7 MB in each 10,000 requests of the soak test, as the largest pass hardly ever came.
+# Thresholds of the garbage collector: new objects before a pass over the young ones, then passes before a larger one.
+# With 20 and 20, a full pass was so rare that memory grew by 0.7 MB in each 10,000 requests of the soak test.
 GARBAGE = (10_000, 5, 5)
 
 THREAD_LIMITS = ": the limit of threads (pids.max of a container, TasksMax, ulimit -u) is too low for WORKER_THREADS"
@@ -82,7 +82,7 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
     at_once = concurrent_hashes(settings.workers, workers.size)
     hashing = Admission(
         at_once,
-        backlog=int(at_once + 1 < workers.size),  # one more is at hand, where that leaves a thread to all else
+        backlog=int(at_once + 1 < workers.size),  # one more is ready, if that leaves a thread for other requests
         name="hashing",
         queue_length=min(settings.queue_length, int(at_once * HASHES_PER_SECOND * settings.queue_wait)),
         queue_wait=settings.queue_wait,
@@ -168,7 +168,7 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
 def _spare_the_collector() -> None:
     """Leave what lives as long as the process out of every garbage collection, and collect less often.
 
-    A full pass over the modules alone takes 70 ms, in which nothing else runs: it was the p99.
+    A full pass over the modules alone takes 70 ms, during which nothing else runs: that was the p99.
     """
     gc.collect()
     gc.freeze()

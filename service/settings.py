@@ -39,8 +39,8 @@ RootPath = Annotated[
 ]
 
 
-# libpq reads its variables at every connection, and a connection string cannot override PGTZ or PGSERVICE. What the
-# settings say counts alone, but for the paths of certificates.
+# libpq reads these variables of the environment at every connection, and a connection string cannot override PGTZ or
+# PGSERVICE. So they are removed, except the paths of certificates: only the settings count.
 LIBPQ_VARIABLE = re.compile(r"PG[A-Z_]+")
 KEPT_VARIABLES = {"PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY", "PGSSLCRL", "PGSSLCRLDIR"}
 
@@ -255,7 +255,7 @@ class Settings(BaseModel):
 
     @property
     def warnings(self) -> list[str]:
-        """What is set and has no effect."""
+        """A line for each URL with parameters that have no effect."""
         urls = {"DATABASE_URL": self.database_url, "DATABASE_READ_URL": self.database_read_url}
         ignored = {name: _read_url(url, name)[1] for name, url in urls.items() if url}
         return [
@@ -291,7 +291,7 @@ class Settings(BaseModel):
 
     @property
     def watch_connections(self) -> int:
-        """How many connections each worker has to a server at most, to watch it: none when there is one server."""
+        """How many connections each worker uses to watch one server, at most; none if there is only one server."""
         if self.database_read_url is not None:
             return 2  # one for each URL, which may have the same hosts
         return int(self.has_database and "," in str(conninfo_to_dict(self.server()).get("host", "")))
@@ -340,7 +340,7 @@ def _read_url(secret: SecretStr, variable: str = "DATABASE_URL") -> tuple[str, l
 
 
 def _is_conninfo(text: str) -> bool:
-    """Return whether libpq parses `text` as intended: an unescaped @ or / in the password ends up in the host."""
+    """Return whether libpq parses `text` as its author meant it: an unescaped @ or / of a password is in the host."""
     try:
         parts = conninfo_to_dict(text)
         _check_ports(",".join(port or "5432" for port in str(parts.get("port", "")).split(",")))
@@ -368,12 +368,12 @@ def load(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) 
     except ValidationError as exc:
         raise SettingsError("\n".join(_line(error) for error in exc.errors())) from None
     if settings.has_database:
-        settings.server()  # so that a password file that cannot be read stops the start
+        settings.server()  # raises when the password file cannot be read
     return settings
 
 
 def near_misses(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) -> Iterator[str]:
-    """Yield a line for each variable that has no effect because its name is nearly, but not quite, a setting's.
+    """Yield a line for each variable whose name is similar to that of a setting, so that it has no effect.
 
     Raises SettingsError when the file cannot be read.
     """

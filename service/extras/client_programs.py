@@ -18,12 +18,13 @@ from service.extras import embedded
 from service.extras.embedded import EmbeddedError
 from service.extras.new_file import new_file
 
-# Folders of one version each, besides those of PATH and the wheel's: of Debian, of Red Hat, of Homebrew.
+# Where Debian, Red Hat and Homebrew put the programs of each version. PATH and the wheel are searched too.
 FOLDERS = ("usr/lib/postgresql/*/bin", "usr/pgsql-*/bin", "opt/homebrew/opt/postgresql@*/bin")
 
 NAMES = ("psql", "pg_dump", "pg_restore")
 
-# The entries of a backup's list that create extensions: a superuser does that. And those that grant privileges.
+# Lines of a backup's table of contents: those that create extensions, which only a superuser may do, are left out, and
+# those that grant privileges come last.
 EXTENSION = re.compile(r"\d+; \d+ \d+ (EXTENSION|COMMENT - EXTENSION) ")
 PRIVILEGE = re.compile(r"\d+; \d+ \d+ (DEFAULT )?ACL ")
 
@@ -118,10 +119,10 @@ def restore(server: str, file: Path) -> str:
             failure = str(exc)
         psql.communicate()
         errors.seek(0)
-        said = _one_line(errors.read())
+        messages = _one_line(errors.read())
     if failure or psql.returncode:
-        raise ProgramError(said or failure)
-    return said
+        raise ProgramError(messages or failure)
+    return messages
 
 
 def _version(server: str) -> int:
@@ -143,8 +144,8 @@ def _connection(server: str) -> tuple[str, dict[str, str]]:
 def programs_for(version: int, *, older: bool = False) -> Path:
     """Return the folder with the oldest programs that are as new as the server, or newer.
 
-    pg_dump refuses a newer server, and what a newer one writes may not fit an older server. With `older`, the newest
-    programs will do when all are older. Raises ProgramError.
+    pg_dump refuses a newer server, and what a newer pg_dump writes may not fit an older server. With `older`, take the
+    newest programs when all are older than the server. Raises ProgramError.
     """
     folders = chain.from_iterable(Path("/").glob(pattern) for pattern in FOLDERS)
     on_path = map(Path, os.get_exec_path())

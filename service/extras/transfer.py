@@ -63,7 +63,7 @@ COPY_INCOMING = """
     COPY incoming (line, id, email) FROM STDIN
 """
 
-# Lines that are not to be inserted, with the rule that they break; NULL when the user is already there.
+# The lines that create no user, each with the rule that it breaks; NULL when the user is already there.
 SELECT_SETTLED = """
     SELECT line, CASE WHEN line > first_with_email THEN 'email: an earlier line has the same'
                       WHEN line > first_with_id THEN 'id: an earlier line has the same'
@@ -85,8 +85,8 @@ SELECT_LARGEST_ID = """
     SELECT max(id) FROM incoming
 """
 
-# The ids that come in shall not be generated too: to skip a million of them takes 1.3 s. An id in the upper half moves
-# nothing: the sequence would soon begin again, where ids are taken.
+# Move the sequence past the imported ids, as INSERT_USER takes 1.3 s to skip a million of them. Ignore ids of 2^62 or
+# more: after such an id the sequence may soon reach its end, and begin again where ids are taken.
 ADVANCE_SEQUENCE = """
     SELECT setval(sequence, last)
     FROM (SELECT pg_get_serial_sequence('public."user"', 'id')::regclass AS sequence,

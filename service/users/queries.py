@@ -41,7 +41,7 @@ def _raise_email_taken() -> Iterator[None]:
         raise
 
 
-# The subquery takes the first generated id that is free, as restored rows may have the next ones: 1.3 s a million.
+# The subquery skips generated ids that are taken, as those of restored rows may be: a million of them take 1.3 s.
 # ON CONFLICT DO NOTHING, because an error would end the transaction, if the statement is in one.
 # The casts to text keep a prepared statement valid when somebody gives a column a domain type and drops it again.
 INSERT_USER = f"""
@@ -99,7 +99,7 @@ BEGINS = """
             AND public.user_email_fold(%(q)s) || repeat(chr(1114111), 100)
 """
 
-# The filters of a list, by the names of their parameters.
+# The filters of a list, by the names of their parameters in the query.
 FILTERS = {
     "id": "id = ANY(string_to_array(%(id)s, ',')::bigint[])",
     "email": SAME_EMAIL,

@@ -1,6 +1,6 @@
 """Publishes what this worker counts and does, so that any worker can show /metrics and /pool of all workers.
 
-Neither asks the database. One of the workers asks it once in five seconds, however many people look.
+A request for these does not ask the database: one of the workers does, every five seconds.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ from service.web.workers import Workers
 logger = logging.getLogger(__name__)
 
 PUBLISH_PERIOD = 0.5  # seconds: SIGKILL loses the counts of as many
-ASK_PERIOD = 5.0  # seconds between two questions to the database; while it does not answer, RETRY_PERIOD
-RETRY_PERIOD = 1.0
+ASK_PERIOD = 5.0  # seconds between two questions to the database
+RETRY_PERIOD = 1.0  # seconds, while it does not answer
 ASK_TIMEOUT = 2.0  # seconds
 
 FILE = "pool"

@@ -1,6 +1,6 @@
 """For the operator: /metrics for Prometheus, /pool for people and programs.
 
-Neither asks the database, and neither waits for a thread that runs endpoints.
+They neither ask the database nor wait for a worker thread.
 """
 
 from functools import cache, partial

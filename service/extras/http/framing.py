@@ -23,7 +23,7 @@ class Malformed(Exception):
 
 
 class HeadTooLarge(Exception):
-    """The head is larger than what reads it can bear."""
+    """The head is over one of the limits."""
 
 
 def without_upgrade(head: bytes) -> bytes:
