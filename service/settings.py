@@ -31,6 +31,8 @@ from pydantic.types import StringConstraints
 # PostgreSQL counts milliseconds, and takes 0 as no limit.
 Seconds = Annotated[float, Field(ge=0.001, le=3600, allow_inf_nan=False)]
 
+Count = Annotated[int, Field(ge=1, le=1000)]
+
 # With a slash at its beginning and none at its end.
 RootPath = Annotated[
     str,
@@ -118,15 +120,10 @@ class Settings(BaseModel):
         "primary", "replica: have DATABASE_READ_URL serve reads all the time, or primary"
     )
     workers: int = setting(1, "how many worker processes, 1 to 512; one for each core is fastest", ge=1, le=512)
-    worker_threads: int = setting(
-        8,
-        "how many threads, and so how many connections, each worker has, 1 to 1000; 8 keep one core busy",
-        ge=1,
-        le=1000,
+    worker_threads: Count = setting(
+        8, "how many threads, and so how many connections, each worker has, 1 to 1000; 8 keep one core busy"
     )
-    instances: int = setting(
-        1, "how many copies of this service share the database and its connections, 1 to 1000", ge=1, le=1000
-    )
+    instances: Count = setting(1, "how many copies of this service share the database and its connections, 1 to 1000")
     worker_affinity: bool = setting(
         default=True,
         takes="true or false: whether each worker runs on one core of its own; its threads cannot use more",
@@ -166,13 +163,10 @@ class Settings(BaseModel):
         10.0, "seconds from the end of a request to its response, whatever hangs; its body may take as long"
     )
     graceful_shutdown_timeout: Seconds = setting(15.0, "seconds that requests in progress have to finish at shutdown")
-    drain_delay: float = setting(
+    drain_delay: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = setting(
         0.0,
         "seconds after SIGTERM for which requests are still taken and /readyz is 503, so that a load balancer can see"
         " it; 0 to 3600",
-        ge=0,
-        le=3600,
-        allow_inf_nan=False,
     )
     keep_alive: int = setting(
         75,
