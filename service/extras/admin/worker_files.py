@@ -23,12 +23,11 @@ STALE = 60.0  # seconds after which a folder that no worker uses was left by a s
 class WorkerFiles:
     """The files of one worker, named after its slot. A worker that ends leaves slot and files to the next one.
 
-    A worker without a supervisor shares them with nobody. Where no folder can be written, it keeps them in memory.
+    A worker without a supervisor shares them with nobody, and does without them where no folder can be written.
     """
 
     def __init__(self) -> None:
-        self._folder: Path | None = None
-        self._memory: dict[str, str] = {}  # in place of the folder
+        self._folder: Path | None = None  # None before `open`, and where no folder can be written
         self._slot = 0
         self._locks: list[int] = []  # descriptors. A lock is held until its descriptor is closed or the process dies
         self._leads = False
@@ -70,13 +69,10 @@ class WorkerFiles:
         return self._leads
 
     def write(self, name: str, content: object) -> None:
-        """Replace this worker's file `name` in one step. Does nothing after `close`. Raises OSError."""
+        """Replace this worker's file `name` in one step. Without a folder or after `close`, do nothing. Raises OSError."""
         text = json.dumps(content)
-        if not self._folder:
-            self._memory[name] = text
-            return
         with self._writing:
-            if self._locks:
+            if self._folder and self._locks:
                 for lock in self._locks:
                     os.utime(lock)  # or a cleaner of old temporary files would delete it
                 path = self._folder / f"{self._slot}.{name}.json"
@@ -86,9 +82,7 @@ class WorkerFiles:
 
     def read(self, name: str) -> Any:  # noqa: ANN401 - any JSON
         """Return the content of the file `name` in this worker's slot; None if there is none."""
-        if not self._folder:
-            return json.loads(self._memory[name]) if name in self._memory else None
-        return _read(self._folder / f"{self._slot}.{name}.json")
+        return _read(self._folder / f"{self._slot}.{name}.json") if self._folder else None
 
     def read_others(self, name: str) -> Iterator[tuple[Any, bool]]:
         """Yield the content of the file `name` of each other worker, and whether that worker lives."""
