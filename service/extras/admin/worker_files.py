@@ -69,7 +69,7 @@ class WorkerFiles:
         return self._leads
 
     def write(self, name: str, content: object) -> None:
-        """Replace this worker's file `name` in one step. Without a folder or after `close`, do nothing. Raises OSError."""
+        """Replace the file `name` in one step; without a folder or after `close`, do nothing. Raises OSError."""
         text = json.dumps(content)
         with self._writing:
             if self._folder and self._locks:
