@@ -80,10 +80,10 @@ def back_up(server: str, file: Path) -> None:
     """Write the database to `file`, which only its owner may read. Raises ProgramError; then there is no such file."""
     pg_dump = programs_for(_version(server)) / "pg_dump"
     conninfo, environment = _connection(server)
-    with new_file(file, ProgramError) as part:
+    with new_file(file, ProgramError) as output:
         _run(
             [pg_dump, "--format=custom", "--no-unlogged-table-data", "--exclude-table=public.schema_applied",
-             f"--file={part}", conninfo],
+             f"--file={output.name}", conninfo],
             environment,
         )  # fmt: skip
 
@@ -180,9 +180,8 @@ def _run(
 ) -> str:
     """Run `command` and return what it writes to `output`. Raises ProgramError with its errors when it fails."""
     done = subprocess.run(  # noqa: S603
-        command, input=given, stdout=output, stderr=subprocess.PIPE, text=True, check=False, env=environment,
-        umask=0o077,
-    )  # fmt: skip
+        command, input=given, stdout=output, stderr=subprocess.PIPE, text=True, check=False, env=environment
+    )
     if done.returncode:
         raise ProgramError(_one_line(done.stderr) or f"{command[0]} failed")
     return done.stdout or ""

@@ -321,18 +321,10 @@ def _opened(file: Path | None) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _output(file: Path | None) -> Iterator[IO[bytes]]:
-    """Write a new file that only its owner may read, and that has its name when it is complete; or standard output."""
-    if file is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    with (
-        new_file(file, TransferError) as part,
-        open(part, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as output,
-    ):
+    """Write a new file, or standard output."""
+    with new_file(file, TransferError) if file else nullcontext(sys.stdout.buffer) as output:
         yield output
         output.flush()
-        os.fsync(output.fileno())
 
 
 @contextmanager
