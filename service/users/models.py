@@ -199,7 +199,8 @@ class Page(Body):
     @property
     def filters(self) -> dict[str, str]:
         """The filters that are given, by the names of their parameters."""
-        return self.model_dump(include={"id", "email", "q", "updated_since"})
+        given = {name: getattr(self, name) for name in ("id", "email", "q", "updated_since")}
+        return {name: value for name, value in given.items() if value is not MISSING}
 
 
 class User(BaseModel):

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import quantiles
 
 from service.users import passwords, queries
+from service.users.models import Page
 from tests.bench.wrk import Driven, Load
 from tests.support.postgres import PASSWORD, TestDatabase
 
@@ -24,8 +25,8 @@ WARM_UP = 0.5  # seconds
 
 STATEMENTS = {
     "one": ("\\set id random(1, {users})", queries.SELECT_USER),
-    "page": ("\\set after random(1, {users} - 200)\n\\set limit 100", queries.SELECT_USERS),
-    "page1000": ("\\set after random(1, {users} - 2000)\n\\set limit 1000", queries.SELECT_USERS),
+    "page": ("\\set after random(1, {users} - 200)\n\\set limit 100", queries.find_statement(Page(after=1))),
+    "page1000": ("\\set after random(1, {users} - 2000)\n\\set limit 1000", queries.find_statement(Page(after=1))),
 }
 
 
