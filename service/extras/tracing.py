@@ -35,7 +35,7 @@ def configuration() -> TelemetryConfig:
 def configured() -> bool:
     """Return whether spans are exported. Call it after the application has started."""
     span = _TRACER.start_span("configured?")
-    return span.is_recording()  # and is never ended, so that it goes nowhere itself
+    return span.is_recording()  # it is never ended, so it is not exported
 
 
 def connection_class() -> type[PooledConnection]:

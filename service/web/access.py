@@ -119,7 +119,7 @@ class Access:
         return self._key_holder([value for name, value in http["headers"] if name == b"authorization"])
 
     def _key_holder(self, authorization: list[bytes]) -> Caller:
-        """Return who holds the key. A key that is wrong gives less than none: nobody should think that it works."""
+        """Return who holds the key. A wrong one gives fewer rights than none, so that nobody believes that it works."""
         if not authorization or self._keys is None:
             return self._anonymous
         if len(authorization) > 1:

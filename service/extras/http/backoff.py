@@ -3,7 +3,7 @@
 A response that takes no thread costs the client nothing: 64 clients in a loop on /livez, or 1,000 that send again at
 once after a 503, left the threads a tenth of their requests. A client that waits here costs nothing either: its next
 request stays in the kernel. The event loop hands the GIL to a thread only after 5 ms, so what counts is how often the
-loop has work at all. So these responses get a share of what the threads do, whatever the machine can do in all.
+loop has work at all. So these responses get a fixed share of what the threads serve, however fast the machine is.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class Backoff:
     served: Callable[[], int]
     has_room: Callable[[], bool]  # whether all may resume at once
     longest: float  # seconds that a connection waits at the most: a proxy may share it among many people
-    pause: float = 0.0  # seconds: when given, only who comes again within them waits, and until they are over
+    pause: float = 0.0  # seconds: when given, only who asks again within them waits, until they are over
 
     # When each may resume at the earliest, and what its last response cost.
     _waiting: OrderedDict[Resume, tuple[float, float]] = field(default_factory=OrderedDict, init=False)

@@ -1,4 +1,4 @@
-"""How many clients may be connected, and how many bytes of each are kept. Whoever is over a limit evicts others."""
+"""How many clients may be connected, and how many bytes of theirs are kept. Over a limit, some are evicted."""
 
 import asyncio
 import fcntl

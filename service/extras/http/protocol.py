@@ -354,7 +354,7 @@ class Protocol(HttpToolsProtocol):
         if not charge or self._stopping:
             return False
         if not charge.cost and early and early.matches(self._framing.buffer):
-            return False  # a new client's read is for a thread
+            return False  # the first request of a new client, which takes a thread
         if not charge.backoff.enter(self._resume, cost=charge.cost, answered_at=charge.answered_at):
             return False
         self._backoff = charge.backoff
@@ -423,7 +423,7 @@ class Protocol(HttpToolsProtocol):
         self._finish(still_sending=True)
 
     def _finish(self, *, still_sending: bool) -> None:
-        """End the connection; a client that is still sending would get a reset for its response, if not in a moment."""
+        """End the connection: a moment later if the client is still sending, or a reset would destroy its response."""
         self._client = ClientState.CLOSED
         if still_sending and self.transport.can_write_eof():
             self.transport.write_eof()
