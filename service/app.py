@@ -129,6 +129,7 @@ def create_app(settings: Settings | None = None, *, resources: Sequence[Resource
         description="A users API whose database connections hold under load.",
         lifespan=lifespan,
         openapi_url=None,  # extras/docs.py has it
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
         redirect_slashes=False,  # web/middleware.py answers both forms
         telemetry=tracing.configuration(),
     )

@@ -11,7 +11,6 @@ from anyio import to_thread
 from fastapi import APIRouter, FastAPI
 from fastapi.encoders import jsonable_encoder
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
-from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -75,18 +74,12 @@ INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
 def routes(app: FastAPI, root_path: str, *, has_replicas: bool = False) -> APIRouter:
-    """Return the routes of the documentation. The OpenAPI document is made from `app.routes` at the first request."""
+    """Return the routes of the documentation. The OpenAPI document is made at the first request, of all routes."""
     router = APIRouter(route_class=EventLoopRoute, include_in_schema=False)
 
     @cache
     def openapi() -> Response:
-        schema = get_openapi(
-            title=app.title,
-            version=app.version,
-            description=app.description,
-            routes=app.routes,
-            servers=[{"url": root_path}] if root_path else None,
-        )
+        schema = app.openapi()
         schema["components"]["schemas"]["Problem"] = PROBLEM_SCHEMA
         _widen_integers(schema)
         _declare_keys(schema, app)
