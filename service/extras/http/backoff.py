@@ -39,14 +39,14 @@ class LoopLag:
 class Backoff:
     """A token bucket with a queue of connections: the first resumes when there are tokens, or as soon as there is room.
 
-    A small response costs one token. To be used on one event loop only.
+    A small response costs one token. By default no connection waits. To be used on one event loop only.
     """
 
-    rate: float  # tokens per second
-    share: float  # tokens for each request that `served` counts
-    served: Callable[[], int]
-    has_room: Callable[[], bool]  # whether all may resume at once
-    longest: float  # seconds that a connection waits at the most: a proxy may share it among many people
+    rate: float = 0.0  # tokens per second
+    share: float = 0.0  # tokens for each request that `served` counts
+    served: Callable[[], int] = lambda: 0
+    has_room: Callable[[], bool] = lambda: True  # whether all may resume at once
+    longest: float = 0.0  # seconds that a connection waits at the most: a proxy may share it among many people
     pause: float = 0.0  # seconds: when given, only who asks again within them waits, until they are over
 
     # When each may resume at the earliest, and what its last response cost.

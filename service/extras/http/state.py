@@ -12,20 +12,15 @@ from service.web.problems import RETRY_AFTER
 MAX_LAG = 0.02  # seconds that the event loop may be late before requests that take no thread have to wait
 
 
-def unlimited() -> Backoff:
-    """Return a back-off in which no connection waits."""
-    return Backoff(rate=0, share=0, served=lambda: 0, has_room=lambda: True, longest=0)
-
-
 @dataclass
 class HttpState:
     """In the lifespan state as `http`. By default nothing waits, as for an application that passes no state."""
 
     clients: Clients = field(default_factory=Clients)
     early_queue: EarlyQueue | None = None
-    refused: Backoff = field(default_factory=unlimited)  # after a 503, for who comes again before Retry-After
-    cheap: Backoff = field(default_factory=unlimited)  # after any other response that took no thread
-    reconnect: Backoff = field(default_factory=unlimited)  # of new connections, and of the last response on others
+    refused: Backoff = field(default_factory=Backoff)  # after a 503, for who comes again before Retry-After
+    cheap: Backoff = field(default_factory=Backoff)  # after any other response that took no thread
+    reconnect: Backoff = field(default_factory=Backoff)  # of new connections, and of the last response on others
 
 
 def http_state(early_queue: EarlyQueue, hashing: Admission) -> HttpState:
