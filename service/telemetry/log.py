@@ -181,13 +181,9 @@ def configure(
     logging.getLogger("uvicorn.access").handlers.clear()
     logging.getLogger("uvicorn.access").propagate = False
     logging.getLogger("psycopg").setLevel(logging.WARNING)  # the pool logs every checkout at INFO
-    logging.getLogger("psycopg.pool").addFilter(_is_not_repeated)
+    logging.getLogger("psycopg.pool").addFilter(lambda record: not str(record.msg).startswith(REPEATED))
     # Python would write these to standard error, and wait for its reader.
     logging.captureWarnings(capture=True)
     sys.excepthook = lambda *exc: logger.critical("unhandled", exc_info=exc)
     sys.unraisablehook = lambda it: logger.error("unhandled in %r", it.object, exc_info=it.exc_value)
     threading.excepthook = lambda it: logger.error("unhandled in %s", it.thread, exc_info=it.exc_value)
-
-
-def _is_not_repeated(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith(REPEATED)

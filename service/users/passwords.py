@@ -83,7 +83,7 @@ def is_password(password: str, stored: str) -> bool:
     """
     try:
         if BCRYPT.fullmatch(stored):
-            return _run_before_deadline(_is_bcrypt, password, stored)
+            return _run_before_deadline(bcrypt.checkpw, password.encode()[:BCRYPT_BYTES], stored.encode())
         return _run_before_deadline(_hasher.verify, stored, password)
     except VerifyMismatchError:
         return False
@@ -123,16 +123,12 @@ def start_threads(count: int) -> None:
         raise
 
 
-def _is_bcrypt(password: str, stored: str) -> bool:
-    return bcrypt.checkpw(password.encode()[:BCRYPT_BYTES], stored.encode())
-
-
 def _lower_priority() -> None:
     if sys.platform == "linux":  # elsewhere it would apply to the whole process
         os.nice(NICE)
 
 
-def _run_before_deadline(function: Callable[..., T], *arguments: str) -> T:
+def _run_before_deadline(function: Callable[..., T], *arguments: str | bytes) -> T:
     result = _threads.submit(_run_on_any_core, function, *arguments)
     try:
         return result.result(time_left(threading.TIMEOUT_MAX))
@@ -141,7 +137,7 @@ def _run_before_deadline(function: Callable[..., T], *arguments: str) -> T:
         raise DeadlineExceeded("the password took until the request's deadline") from None
 
 
-def _run_on_any_core(function: Callable[..., T], *arguments: str) -> T:
+def _run_on_any_core(function: Callable[..., T], *arguments: str | bytes) -> T:
     if CORES:  # each time: the worker may have pinned all its threads to one core since
         os.sched_setaffinity(0, CORES)
     return function(*arguments)
