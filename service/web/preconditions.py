@@ -50,10 +50,6 @@ def _matches(value: str, version: int, *, weak: bool) -> bool:
     return value == "*" or version in _versions(value, weak=weak)
 
 
-def _array(versions: list[int]) -> str:
-    return f"{{{','.join(map(str, versions))}}}"
-
-
 # What OpenAPI can say: a regular expression without possessive quantifiers.
 TAGS_SCHEMA = {"pattern": r'^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$'}
 
@@ -72,13 +68,13 @@ class Preconditions(BaseModel):
         return self.if_match is not MISSING or self.if_none_match is not MISSING
 
     @property
-    def parameters(self) -> dict[str, str | None]:
-        """The parameters of VERSION_MATCHES: arrays as text, as psycopg takes 10 µs to make a list one."""
+    def parameters(self) -> dict[str, list[int] | None]:
+        """The parameters of VERSION_MATCHES."""
         allowed = None if self.if_match in (MISSING, "*") else _versions(self.if_match, weak=False)
         refused = [] if self.if_none_match in (MISSING, "*") else _versions(self.if_none_match, weak=True)
         if self.if_none_match == "*":  # there must be no row: none has an allowed version
             allowed = []
-        return {"if_match": None if allowed is None else _array(allowed), "if_none_match": _array(refused)}
+        return {"if_match": allowed, "if_none_match": refused}
 
     def answer(self, version: int, json: str) -> Response:
         """Return the answer of a read: `json` with its ETag, or 304. Raises PreconditionFailed."""
