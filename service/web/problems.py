@@ -209,14 +209,12 @@ BODY_PROBLEMS = (MalformedJson, UnsupportedMediaType, BodyTooLarge, BodyTooSlow)
 
 
 def problem_of(table: ProblemTable, exc: Exception) -> Problem:
-    """Return the problem of `exc`: the row of its class or its nearest base class."""
-    if isinstance(exc, HTTPException):
-        return _problem_of_status(table, exc)
-    return next(table[kind] for kind in type(exc).__mro__ if kind in table)
+    """Return the problem of `exc`: the row of its class or its nearest base class.
 
-
-def _problem_of_status(table: ProblemTable, exc: HTTPException) -> Problem:
-    """Return the row of a status that the framework raised, or a problem with the words of who raised another."""
+    That of an HTTPException is the row of its status, or has the words of whoever raised it.
+    """
+    if not isinstance(exc, HTTPException):
+        return next(table[kind] for kind in type(exc).__mro__ if kind in table)
     phrase = PHRASES.get(exc.status_code, "Error")
     if exc.status_code in table and exc.detail == phrase:
         return table[exc.status_code]
