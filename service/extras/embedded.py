@@ -26,7 +26,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -72,7 +72,9 @@ def running(folder: Path) -> Iterator[dict[str, str]]:
         in_use = _open(folder / "in-use.lock")
     except OSError as exc:
         raise EmbeddedError(f"the data folder {folder} cannot be written: {exc.strerror}") from exc
-    with in_use, _directory(folder) as descriptor:
+    with in_use, ExitStack() as stack:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        stack.callback(os.close, descriptor)
         server = Server(folder.resolve(), descriptor)
         fcntl.flock(in_use, fcntl.LOCK_SH)
         try:
@@ -356,15 +358,6 @@ def _name(uid: int) -> str | None:
 def _from_inside(data: Path) -> str:
     """Return a path of `data` for a process that runs in it but may not enter the folders above it."""
     return "/proc/self/cwd" if os.geteuid() == 0 else str(data)
-
-
-@contextmanager
-def _directory(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _open(path: Path, mode: str = "w") -> IO[str]:
