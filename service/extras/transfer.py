@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, Annotated, Any, Self
+from typing import IO, Annotated, Any, NamedTuple, Self
 
 import psycopg
 from psycopg import Connection
@@ -102,7 +102,8 @@ INSERT_USERS = """
            (id, fname, lname, email, password_hash, created_at, updated_at)
     SELECT coalesce(id, nextval((SELECT pg_get_serial_sequence('public."user"', 'id')::regclass))),
            fname, lname, email, password_hash, coalesce(created_at, now()), coalesce(updated_at, created_at, now())
-    FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[], %s::timestamptz[])
+    FROM unnest(%(id)s::bigint[], %(fname)s::text[], %(lname)s::text[], %(email)s::text[], %(password_hash)s::text[],
+                %(created_at)s::timestamptz[], %(updated_at)s::timestamptz[])
          AS given (id, fname, lname, email, password_hash, created_at, updated_at)
     ON CONFLICT DO NOTHING
 """
@@ -122,7 +123,19 @@ def _check_hash(value: str) -> str:
 
 Timestamp = Annotated[AwareDatetime, Field(strict=True)]
 
-Row = tuple[Any, ...]
+
+class Row(NamedTuple):
+    """A line that can be inserted: its number, and the fields of UserImport."""
+
+    line: int
+    id: int | None
+    fname: str
+    lname: str
+    email: str
+    password: str | None
+    password_hash: str | None
+    created_at: str | None
+    updated_at: str | None
 
 
 class UserImport(UserReplacement):
@@ -133,12 +146,6 @@ class UserImport(UserReplacement):
     id: Annotated[int, Field(strict=True, ge=1, le=MAX_ID)] | None = None
     created_at: Timestamp | None = None
     updated_at: Timestamp | None = None
-
-    @property
-    def row(self) -> Row:
-        """The values, in the order of INSERT_USERS, and the password at the end."""
-        times = [each and each.isoformat() for each in (self.created_at, self.updated_at)]
-        return (self.id, self.fname, self.lname, self.email, self.password_hash, *times, self.password)
 
     @model_validator(mode="after")
     def _has_one_password(self) -> Self:
@@ -191,11 +198,12 @@ def import_users(session: Session, file: Path | None, bad_file: Path | None, rep
     ):  # fmt: skip
         checked = _check(conn, lines, spool, report)
         bad = checked.bad
+        named = [f"line {number}: {bad[number]}" for number in sorted(bad)[:MOST_NAMED]]
         if bad and not bad_file:
-            more = f", and {len(bad) - 1} more lines are bad" if len(bad) > 1 else ""
-            raise TransferError(f"line {min(bad)}: {bad[min(bad)]}{more}; nothing was changed")
-        for number in sorted(bad)[:MOST_NAMED]:
-            report(f"line {number}: {bad[number]}")
+            more = f", and {len(bad) - len(named)} more lines are bad" if len(bad) > len(named) else ""
+            raise TransferError("\n".join(named) + f"{more}; nothing was changed")
+        for each in named:
+            report(each)
         with _output(bad_file) if bad else nullcontext() as output:
             if output:
                 lines.seek(0)
@@ -228,7 +236,7 @@ def _check(conn: Connection[Any], lines: IO[bytes], spool: IO[bytes], report: Re
         with conn.cursor().copy(COPY_INCOMING) as copy:
             for number, rows, bad in _validated(lines):
                 for row in rows:
-                    copy.write_row((row[0], row[1], row[4]))
+                    copy.write_row((row.line, row.id, row.email))
                 pickle.dump(rows, spool)
                 checked.bad |= bad
                 checked.new += len(rows)
@@ -277,7 +285,7 @@ def _validate(first: int, lines: list[bytes]) -> tuple[int, list[Row], dict[int,
             if line.strip():
                 bad[number] = _rule(exc)
         else:
-            rows.append((number, *user.row))
+            rows.append(Row(number, **user.model_dump(mode="json")))
     return first + len(lines) - 1, rows, bad
 
 
@@ -298,10 +306,11 @@ def _insert(conn: Connection[Any], spool: IO[bytes], checked: Checked, report: R
     spool.seek(0)
     while spool.tell() < end:
         rows = pickle.load(spool)  # noqa: S301 - written above
-        if new := [row for row in rows if not checked.settled[row[0]]]:
-            hashes = iter(hash_passwords(row[-1] for row in new if row[-1]))
-            values = ((*row[1:5], row[5] or next(hashes), *row[6:8]) for row in new)
-            made += conn.execute(INSERT_USERS, list(map(list, zip(*values, strict=True)))).rowcount
+        if new := [row for row in rows if not checked.settled[row.line]]:
+            hashes = iter(hash_passwords(row.password for row in new if row.password))
+            hashed = [row._replace(password_hash=row.password_hash or next(hashes)) for row in new]
+            columns = dict(zip(Row._fields, map(list, zip(*hashed, strict=True)), strict=True))
+            made += conn.execute(INSERT_USERS, columns).rowcount
             progress(made)
     return made
 
