@@ -1,4 +1,4 @@
-"""Services that are forked, as no start is tested here."""
+"""Services that are forked, as no start is tested here, and that hash passwords at little cost."""
 
 from collections.abc import Iterator
 
@@ -10,8 +10,10 @@ from tests.support.users import create
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _forked(forked: None) -> None:
-    """Fork the services: no start is tested here."""
+def _forked(request: pytest.FixtureRequest) -> None:
+    """Fork the services: no start is tested here. A module that is about the hashes is marked `real_hashes`."""
+    is_real = request.node.get_closest_marker("real_hashes")
+    request.getfixturevalue("forked" if is_real else "cheap_hashes")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ from argon2 import PasswordHasher
 from tests.support.postgres import TestDatabase
 from tests.support.users import User, create, signs_in
 
+pytestmark = pytest.mark.real_hashes
+
 TODAYS_HASH = "$argon2id$v=19$m=19456,t=2,p=1$"
 
 

@@ -1,9 +1,7 @@
 """Many clients at once: nothing collides, nothing is lost, and no more connections than threads."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -11,10 +9,8 @@ import httpx
 import pytest
 
 from tests.support.parallel import at_once
-from tests.support.polling import until
-from tests.support.postgres import Cluster, TestDatabase
+from tests.support.postgres import TestDatabase
 from tests.support.process import Service
-from tests.support.sessions import locked, waiting
 
 # On a busy machine a sign-up waits longer for a core than a client would; here nobody may be turned away.
 PATIENT = {"QUEUE_WAIT": "20", "REQUEST_DEADLINE": "30", "GRACEFUL_SHUTDOWN_TIMEOUT": "40", "WORKER_THREADS": "4"}
@@ -91,35 +87,3 @@ def test_changes_of_different_fields_at_the_same_moment_are_all_kept(client: htt
 def test_two_hundred_requests_at_once_are_all_served_by_four_threads(client: httpx.Client) -> None:
     answers = at_once([partial(client.get, "/users?limit=20")] * 200)
     assert Counter(answer.status_code for answer in answers) == {200: 200}
-
-
-def test_reads_overtake_the_sign_ups_that_wait_for_a_core(client: httpx.Client) -> None:
-    """With hashing in every thread, a read would wait until the sign-ups before it are through."""
-    sign_ups = [partial(client.post, "/users", json=user(f"crowd{n}@example.com")) for n in range(64)]
-    with ThreadPoolExecutor(64) as executor:
-        waiting = [executor.submit(sign_up) for sign_up in sign_ups]
-        until(lambda: any(each.done() for each in waiting), "the first sign-up is answered")
-        reads = [client.get("/users?limit=1").status_code for _ in range(20)]
-        left = sum(not each.done() for each in waiting)
-    print(f"{left} of 64 sign-ups were still waiting when 20 reads had been answered")
-    assert reads == [200] * 20
-    assert left > 0
-    assert [each.result().status_code for each in waiting] == [201] * 64
-
-
-def test_sign_ups_that_wait_for_the_database_keep_no_core_from_the_next(cluster: Cluster) -> None:
-    database = cluster.create_database()
-    given = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(given)})  # of one core, one sign-up hashes at a time
-    try:
-        service = Service({**database.environment, **PATIENT})
-        with service, httpx.Client(base_url=service.url, timeout=60) as client:
-            new = [partial(client.post, "/users", json=user(f"waits{number}@example.com")) for number in range(3)]
-            with ThreadPoolExecutor(3) as executor:
-                with locked(database):
-                    answers = [executor.submit(call) for call in new]
-                    # One of the four threads takes no write.
-                    until(lambda: waiting(database) == 3, "all three have hashed, and wait for the table")
-                assert [answer.result().status_code for answer in answers] == [201] * 3
-    finally:
-        os.sched_setaffinity(0, given)

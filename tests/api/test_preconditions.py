@@ -150,7 +150,7 @@ def test_of_changes_at_once_that_read_before_they_write_none_is_lost(
     service: Service, client: httpx.Client, record_figure: Callable[[str], None]
 ) -> None:
     """Each client increments the same number again and again. LOST_UPDATES=64x200 is the whole test, 9 minutes."""
-    clients, increments = map(int, os.environ.get("LOST_UPDATES", "16x8").split("x"))
+    clients, increments = map(int, os.environ.get("LOST_UPDATES", "8x8").split("x"))
     path = f"/users/{create(client, fname='0')['id']}"
 
     def increment(seed: int) -> int:

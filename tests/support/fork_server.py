@@ -22,7 +22,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-PRELOADED = ("service.__main__", "service.extras.http.protocol", "uvicorn.__main__")
+from argon2 import PasswordHasher
+
+from service.users import passwords
+
+PRELOADED = (
+    "service.__main__",
+    "service.extras.http.protocol",
+    "uvicorn.__main__",
+    # What FastAPI, anyio and uvicorn import as late as at the start.
+    "anyio._backends._asyncio",
+    "encodings.idna",
+    "fastapi.telemetry._runtime",
+    "pydantic.v1",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.uvloop",
+    "uvicorn.protocols.websockets.auto",
+)
+CHEAP_HASHER = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 LARGEST_REQUEST = 1 << 20  # bytes, the environment included
 
 
@@ -67,6 +84,8 @@ class ForkedProcess:
 class ForkServer:
     """The process that forks, while the block runs."""
 
+    cheap_hashes = False  # whether the next ones hash passwords at little cost: theirs is not what is tested
+
     def __enter__(self) -> Self:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -87,9 +106,11 @@ class ForkServer:
     ) -> ForkedProcess:
         """Run `python -m` with `argv` in `folder`, in a session of its own, with these descriptors as its streams."""
         replies, theirs = socket.socketpair()
-        request = json.dumps({"argv": argv, "environment": dict(environment), "folder": str(folder)}).encode()
+        request = {
+            "argv": argv, "environment": dict(environment), "folder": str(folder), "cheap_hashes": self.cheap_hashes
+        }  # fmt: skip
         with theirs:
-            socket.send_fds(self._requests, [request], [stdout, stderr, theirs.fileno()])
+            socket.send_fds(self._requests, [json.dumps(request).encode()], [stdout, stderr, theirs.fileno()])
         return ForkedProcess(replies)
 
     def run(
@@ -124,6 +145,8 @@ def main() -> None:
     os.environ.clear()
     os.environ.update(command["environment"])
     os.chdir(command["folder"])
+    if command["cheap_hashes"]:
+        passwords._hasher = CHEAP_HASHER  # noqa: SLF001 - no setting of the service makes its hashes weaker
     sys.argv = command["argv"]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
