@@ -24,6 +24,8 @@ from tests.support.polling import until
 from tests.support.postgres import Cluster, TestDatabase, free_port, installed
 from tests.support.process import CHECKOUT, Service, environment
 
+pytestmark = pytest.mark.usefixtures("forked")  # those of a copy of the checkout are real
+
 EVE = {"id": 7, "fname": "Eve", "lname": "Moneypenny", "email": "eve@example.com", "password": "correct horse"}
 
 
@@ -70,8 +72,8 @@ def test_each_of_four_workers_answers_and_none_outlives_sigterm(checkout: Checko
         until(lambda: conn.execute(ours).fetchone() == (0,), "every connection ends")
 
 
-def test_a_worker_that_was_killed_is_replaced(checkout: Checkout, database: TestDatabase) -> None:
-    with checkout.start(database.environment | {"WORKERS": "2"}) as service:
+def test_a_worker_that_was_killed_is_replaced(database: TestDatabase) -> None:
+    with Service(database.environment | {"WORKERS": "2"}) as service:
         until(lambda: service.log.count("Application startup complete") == 2, "two workers start")
         killed = workers(service)[0]
         os.kill(killed, signal.SIGKILL)
@@ -108,11 +110,11 @@ def test_run_serves_the_new_code_after_a_change_and_survives_a_mistake(
 
 
 @pytest.mark.parametrize("count", ["1", "2"])
-def test_sigterm_lets_a_write_in_flight_be_done_and_answered(checkout: Checkout, cluster: Cluster, count: str) -> None:
+def test_sigterm_lets_a_write_in_flight_be_done_and_answered(cluster: Cluster, count: str) -> None:
     database = cluster.create_database()
     settings = database.environment | {"WORKERS": count, "LOCK_TIMEOUT": "4"}
     with (
-        checkout.start(settings) as service,
+        Service(settings) as service,
         database.connect() as conn,
         ThreadPoolExecutor(1) as executor,
     ):
@@ -130,10 +132,10 @@ def test_sigterm_lets_a_write_in_flight_be_done_and_answered(checkout: Checkout,
         assert "Traceback" not in service.log
 
 
-def test_while_it_drains_it_is_not_ready(checkout: Checkout, cluster: Cluster) -> None:
+def test_while_it_drains_it_is_not_ready(cluster: Cluster) -> None:
     database = cluster.create_database()
     with (
-        checkout.start(database.environment | {"LOCK_TIMEOUT": "4"}) as service,
+        Service(database.environment | {"LOCK_TIMEOUT": "4"}) as service,
         database.connect() as conn,
         ThreadPoolExecutor(1) as executor,
     ):
@@ -149,10 +151,8 @@ def test_while_it_drains_it_is_not_ready(checkout: Checkout, cluster: Cluster) -
 
 
 @pytest.mark.parametrize("count", ["1", "2"])
-def test_for_drain_delay_it_takes_requests_and_says_that_it_drains(
-    checkout: Checkout, database: TestDatabase, count: str
-) -> None:
-    with checkout.start(database.environment | {"WORKERS": count, "DRAIN_DELAY": "60"}) as service:
+def test_for_drain_delay_it_takes_requests_and_says_that_it_drains(database: TestDatabase, count: str) -> None:
+    with Service(database.environment | {"WORKERS": count, "DRAIN_DELAY": "60"}) as service:
         until(lambda: service.log.count("Application startup complete") == int(count), "the workers start")
         url = service.url
         service.process.send_signal(signal.SIGTERM)
@@ -167,8 +167,8 @@ def test_for_drain_delay_it_takes_requests_and_says_that_it_drains(
         assert "Traceback" not in service.log
 
 
-def test_drain_delay_ends_by_itself(checkout: Checkout, database: TestDatabase) -> None:
-    with checkout.start(database.environment | {"DRAIN_DELAY": "0.5"}) as service:
+def test_drain_delay_ends_by_itself(database: TestDatabase) -> None:
+    with Service(database.environment | {"DRAIN_DELAY": "0.5"}) as service:
         began = time.monotonic()
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(10) == 0
@@ -200,7 +200,7 @@ def test_a_supervisor_that_was_killed_leaves_no_worker_and_a_free_port(
     socket.create_server(("127.0.0.1", port)).close()
 
 
-def test_it_starts_without_its_database_says_so_and_serves_soon_after_that_arrives(checkout: Checkout) -> None:
+def test_it_starts_without_its_database_says_so_and_serves_soon_after_that_arrives() -> None:
     cluster = Cluster(installed()["18"])
     cluster.create()
     service: Service | None = None
@@ -208,7 +208,7 @@ def test_it_starts_without_its_database_says_so_and_serves_soon_after_that_arriv
         cluster.start()
         database = cluster.create_database()
         cluster.stop()
-        service = checkout.start(database.environment)
+        service = Service(database.environment)
         url = service.url
         assert httpx.get(f"{url}/livez").status_code == 200
         ready, users = httpx.get(f"{url}/readyz"), httpx.get(f"{url}/users")
@@ -229,9 +229,9 @@ def test_it_starts_without_its_database_says_so_and_serves_soon_after_that_arriv
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT], ids=lambda how: how.name)
-def test_it_can_be_stopped_while_it_waits_for_its_database(checkout: Checkout, how: signal.Signals) -> None:
+def test_it_can_be_stopped_while_it_waits_for_its_database(how: signal.Signals) -> None:
     nowhere = {"DATABASE_HOSTNAME": "/nowhere", "DATABASE_NAME": "x", "DATABASE_USERNAME": "x"}
-    service = checkout.start(nowhere)
+    service = Service(nowhere)
     try:
         assert httpx.get(f"{service.url}/livez").status_code == 200
         assert service.stop(how) in (0, 130)
