@@ -69,11 +69,14 @@ run: .venv/.service ## start the development server, with reload on change
 serve: .venv/.serve ## start the production server, WORKERS processes
 	@exec $(BIN)/python -m service serve
 
+# In the order of the folders: those whose files take long are first, so that the last worker ends soon after the others.
+XDIST := --dist loadfile --no-loadscope-reorder
+
 quick: .venv/.tests ## run the tests of units and of the API: the inner loop
-	@$(BIN)/python -m pytest -n 4 --dist loadfile tests/unit tests/api $(ARGS)
+	@$(BIN)/python -m pytest -n 3 $(XDIST) tests/api tests/unit $(ARGS)
 
 test: .venv/.tests ## run the tests against real PostgreSQL
-	@$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 4 $(XDIST) $(ARGS)
 
 # First those that mostly wait, beside each other; then those that measure. 5: ARGS selects none of them.
 test-system: .venv/.system ## run the tests that need root and Debian's packages

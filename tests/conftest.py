@@ -66,9 +66,9 @@ def forked(fork_server: ForkServer) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def cheap_hashes(fork_server: ForkServer, forked: None) -> Iterator[None]:  # noqa: ARG001 - only forked ones have it
-    """Have the services of this module hash passwords at little cost: 0.1 ms, not 19."""
-    fork_server.cheap_hashes = True
+def cheap_hashes(request: pytest.FixtureRequest, fork_server: ForkServer, forked: None) -> Iterator[None]:  # noqa: ARG001 - only forked ones have it
+    """Have the services of this module hash passwords at little cost, unless it is marked `real_hashes`."""
+    fork_server.cheap_hashes = not request.node.get_closest_marker("real_hashes")
     yield
     fork_server.cheap_hashes = False
 

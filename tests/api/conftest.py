@@ -10,10 +10,8 @@ from tests.support.users import create
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _forked(request: pytest.FixtureRequest) -> None:
-    """Fork the services: no start is tested here. A module that is about the hashes is marked `real_hashes`."""
-    is_real = request.node.get_closest_marker("real_hashes")
-    request.getfixturevalue("forked" if is_real else "cheap_hashes")
+def _forked(cheap_hashes: None) -> None:
+    """Fork the services: no start is tested here."""
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ SHORT = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _forked(forked: None) -> None:
+def _forked(cheap_hashes: None) -> None:
     """Fork the services: no start is tested here."""
 
 

@@ -27,7 +27,7 @@ from tests.support.replication import promote, start_standby
 from tests.support.users import new_user
 
 WRITES = int(os.environ.get("EXACTLY_ONCE_WRITES", "480"))
-CLIENTS = 16
+CLIENTS = 8 if WRITES < 1000 else 16
 CHANGES = 20  # of each user, between its creation and its deletion
 KINDS = 9  # of faults
 PAUSE = 0.2 if WRITES < 1000 else 1.0  # seconds between two faults
@@ -212,7 +212,7 @@ class Client:
                     self.replays += "Idempotency-Replayed" in answer.headers
                     return answer
                 assert answer.status_code in (503, 504), answer.text
-            time.sleep(0.02)
+            time.sleep(0.05)
         raise AssertionError(f"{method} {path} was not acknowledged within 60 s")
 
     def send_and_reset(self, method: str, path: str, headers: dict[str, str], body: Any) -> None:

@@ -18,6 +18,8 @@ from tests.support.polling import until
 from tests.support.postgres import Cluster, TestDatabase, installed
 from tests.support.process import Service
 
+pytestmark = pytest.mark.real_hashes
+
 THREADS = 5  # one more than the tests need: the server statistics of /pool may be on it
 DEADLINE = 2.0
 LATE = 2.0  # seconds after the deadline, on a machine that is busy with something else

@@ -60,7 +60,7 @@ def test_progress_is_reported_while_it_is_made(database: TestDatabase, monkeypat
 
 
 def test_a_killed_upgrade_goes_on_where_it_was(database: TestDatabase) -> None:
-    create_older_table(database, rows(300))
+    create_older_table(database, rows(200))
     schema = Service(database.environment, "schema")
     until(lambda: hashes(database), "the first batch is hashed")
     schema.stop(SIGKILL)
@@ -68,15 +68,15 @@ def test_a_killed_upgrade_goes_on_where_it_was(database: TestDatabase) -> None:
         until(lambda: not conn.execute("SELECT FROM pg_stat_activity WHERE usename = %s", (database.name,)).fetchall(),
               "the killed run's sessions end")  # fmt: skip
     before = hashes(database)
-    left = 300 - len(before)
-    assert 0 < left <= 200
+    left = 200 - len(before)
+    assert 0 < left <= 100
     done = make_schema(database)
     assert done.returncode == 0, done.stderr
     assert f"passwords hashed: {left} of {left}\n" in done.stdout
     after = hashes(database, "password_hash")
-    assert len(after) == 300
+    assert len(after) == 200
     assert before.items() <= after.items(), "a hash was hashed again"
-    assert wrong(database, dict(rows(300)), check=list(dict(rows(300)))[::5]) == []
+    assert wrong(database, dict(rows(200)), check=list(dict(rows(200)))[::10]) == []
 
 
 def test_what_the_older_service_writes_meanwhile_is_neither_lost_nor_overwritten(database: TestDatabase) -> None:
@@ -86,7 +86,7 @@ def test_what_the_older_service_writes_meanwhile_is_neither_lost_nor_overwritten
     with ThreadPoolExecutor() as executor, database.connect() as older:
         upgrade = executor.submit(make_schema, database)
         until(lambda: hashes(database), "the first batch is hashed")
-        for number in range(1, 201, 5):  # some are hashed already, some in progress, some to come
+        for number in range(1, 201, 10):  # some are hashed already, some in progress, some to come
             new = {f"user{number}@example.com": f"changed {number}", f"new{number}@example.com": f"inserted {number}"}
             changed, inserted = new.items()
             older.execute('UPDATE "user" SET password = %s WHERE email = %s', (changed[1], changed[0]))
@@ -97,7 +97,7 @@ def test_what_the_older_service_writes_meanwhile_is_neither_lost_nor_overwritten
         done = upgrade.result(timeout=60)
     assert done.returncode == 0, done.stderr
     untouched = [email for email in expected if email not in written]
-    assert wrong(database, expected, check=[*written, *untouched[::5]]) == []
+    assert wrong(database, expected, check=[*written, *untouched[::10]]) == []
 
 
 def test_several_services_start_at_once_over_an_older_table(database: TestDatabase) -> None:
@@ -110,7 +110,7 @@ def test_several_services_start_at_once_over_an_older_table(database: TestDataba
             credentials = {"email": email, "password": password}
             assert service.client.post("/users/authenticate", json=credentials).status_code == 200
     assert sum("passwords hashed: 150 of 150" in service.log for service in services) == 1, "one of them did the work"
-    assert wrong(database, dict(rows(150)), check=list(dict(rows(150)))[::5]) == []
+    assert wrong(database, dict(rows(150)), check=list(dict(rows(150)))[::10]) == []
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from tests.support.users import new_user, signs_in
 
 pytestmark = pytest.mark.usefixtures("forked")  # the services; the commands are real
 
-LINES = 10_000
+LINES = 4_000
 FIRST_ID = 2**31 + 1_000_000  # of those that were generated elsewhere
 HASH = "$argon2id$v=19$m=19456,t=2,p=1$JVaaRw1TGs6dKNDtr74+TA$bQga5WV1dq5+WHhmDI++pDGOHw/3vqQNkclnp2pe3XE"
 BCRYPT = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()

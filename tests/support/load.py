@@ -15,8 +15,8 @@ from tests.support.postgres import TestDatabase
 # What an error says in its detail, unless the connection broke, or was cut, under the write.
 NOTHING = "Nothing was done"
 
-# Seconds between a client's requests: without them all cores are busy hashing, and what is late is late for that.
-THINKS = 0.02
+# Seconds between a client's requests: without them all cores are busy, and what is late is late for that.
+THINKS = 0.03
 
 
 @dataclass(frozen=True)

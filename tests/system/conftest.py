@@ -10,6 +10,8 @@ from tests.support import namespaces
 from tests.support.postgres import Cluster, TestDatabase, installed
 from tests.support.process import Service
 
+LONGEST = ("test_soak.py", "test_long_outage.py")  # a minute and more: they begin first
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: it measures, so that nothing may run beside it")
@@ -19,6 +21,10 @@ def pytest_configure(config: pytest.Config) -> None:
         namespaces.enter()  # before there is a process that could be left behind outside
     except OSError as exc:
         raise pytest.UsageError(exc.strerror) from exc
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture
