@@ -13,7 +13,7 @@ from tests.support.polling import until
 from tests.support.postgres import TestDatabase
 from tests.support.process import Service, run_command
 
-pytestmark = pytest.mark.usefixtures("forked")
+pytestmark = pytest.mark.usefixtures("cheap_hashes")
 
 NO_SERVER = {"DATABASE_URL": "postgresql://nobody@/nobody?host=/nowhere", "PORT": "0"}
 

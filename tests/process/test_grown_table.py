@@ -19,7 +19,7 @@ from tests.support.process import Service
 from tests.support.schemas import create_older_table, everything, guest_of, prepare
 from tests.support.users import create, new_user, signs_in
 
-pytestmark = pytest.mark.usefixtures("forked")
+pytestmark = pytest.mark.usefixtures("cheap_hashes")
 
 RAISES = """
     CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no %', NEW.email; END $$;

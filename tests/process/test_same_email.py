@@ -19,7 +19,7 @@ from tests.support.process import Service
 from tests.support.schemas import everything, make_schema, prepare
 from tests.support.users import create, new_user, signs_in
 
-pytestmark = pytest.mark.usefixtures("forked")
+pytestmark = pytest.mark.usefixtures("cheap_hashes")
 
 # Of the wheel's PostgreSQL. tests/system/test_locales.py has those of Debian's.
 LOCALES = {

@@ -21,7 +21,7 @@ from tests.support.postgres import Cluster, TestDatabase
 from tests.support.process import Service
 from tests.support.scrape import scrape
 
-pytestmark = pytest.mark.usefixtures("forked")
+pytestmark = pytest.mark.usefixtures("cheap_hashes")
 
 TWO = {"WORKERS": "2", "WORKER_THREADS": "2"}
 FOUR = {"WORKERS": "4", "WORKER_THREADS": "2"}
