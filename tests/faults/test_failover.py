@@ -14,7 +14,7 @@ from tests.support.polling import until
 from tests.support.postgres import PASSWORD, Cluster, TestDatabase
 from tests.support.process import Service
 from tests.support.replication import promote, start_standby
-from tests.support.sessions import sessions
+from tests.support.sessions import sessions, terminate
 
 THREADS = 8
 WRITES = 7  # of them, that may be held by writes
@@ -96,6 +96,21 @@ def test_a_primary_that_becomes_read_only_under_its_connections_is_left_for_the_
     assert not load.unexpected({200, 201, 503})
     assert not load.unexpected({200, 201}, promoted + 1)
     assert first < 1
+
+
+def test_connections_that_take_no_writes_are_left_when_new_ones_would(cluster: Cluster) -> None:
+    """As behind one address at which another server answers."""
+    database = cluster.create_database()
+    url = f"{database.url(cluster)}?target_session_attrs=any"
+    with Service({**SHORT, "DATABASE_URL": url}) as service, database.as_superuser() as conn:
+        conn.execute(f"ALTER DATABASE {database.name} SET default_transaction_read_only = on")
+        terminate(database)
+        until(lambda: service.client.delete("/users/1").status_code == 503, "writes are refused")
+        until(lambda: len(sessions(database)) == THREADS, "every connection is there again")
+        assert {service.client.delete("/users/1").status_code for _ in range(THREADS)} == {503}
+        assert service.client.get("/users").status_code == 200
+        conn.execute(f"ALTER DATABASE {database.name} RESET default_transaction_read_only")
+        until(lambda: service.client.delete("/users/1").status_code == 404, "writes are taken", within=5)
 
 
 @pytest.mark.parametrize("wanted", ["read-write", "any"])
