@@ -55,6 +55,8 @@ class FastHistogram:
 class _Child:
     """One series."""
 
+    __slots__ = ("_bounds", "_lock", "_numbers")
+
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
         self._numbers = [0.0] + [0] * (len(bounds) + 1)

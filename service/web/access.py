@@ -5,8 +5,9 @@ A route without a declared scope stops the start. `authorize` runs before the bo
 
 import re
 from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from fastapi.security import HTTPBasic, HTTPBearer
@@ -88,7 +89,7 @@ class Access:
         self._keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file else None
         self._anonymous = Caller("", GRANTS[settings.anonymous_access]) if settings.anonymous_access else NOBODY
         self._local_only = settings.is_local_only
-        self._hosts = {host.lower().encode() for host in settings.hosts}
+        self._is_local_host = lru_cache(maxsize=64)(_host_check(settings.hosts))
 
     def authorize(self, http: Scope, required: str) -> None:
         """Let a request pass that has the `required` scope. Raises UnknownHost, Unauthenticated, Forbidden."""
@@ -134,13 +135,22 @@ class Access:
         """
         headers = dict(http["headers"])
         peer = (http.get("client") or ("",))[0]
-        host = PORT.sub(b"", headers.get(b"host", b"")).lower()
         return (
             (peer == "::1" or peer.startswith(("127.", "::ffff:127.")))
             and http["http_version"] != "1.0"
-            and (host in self._hosts or LOCALHOST.fullmatch(host) is not None)
+            and self._is_local_host(headers.get(b"host", b""))
             and FORWARDED.isdisjoint(headers)
         )
+
+
+def _host_check(others: Iterable[str]) -> Callable[[bytes], bool]:
+    allowed = {host.lower().encode() for host in others}
+
+    def is_local_host(value: bytes) -> bool:
+        host = PORT.sub(b"", value).lower()
+        return host in allowed or LOCALHOST.fullmatch(host) is not None
+
+    return is_local_host
 
 
 def _key(authorization: bytes) -> bytes:

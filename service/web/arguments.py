@@ -21,6 +21,7 @@ class Arguments:
         self._query_model = _flat_model(declared.query_params)
         self._header_model = _flat_model(declared.header_params)
         self._header_names = _header_names(self._header_model)
+        self._no_headers = self._validate_headers({}) if self._header_model else (None, [])
         self.have_dependencies = any(
             (declared.dependencies, declared.header_params and not self._header_model, declared.cookie_params,
              declared.request_param_name, declared.http_connection_param_name, declared.security_scopes_param_name)
@@ -66,7 +67,10 @@ class Arguments:
             if name := self._header_names.get(header):
                 text = value.decode("latin-1")
                 found[name] = f"{found[name]}, {text}" if name in found else text
-        model, errors = self._header_model.validate(found, {}, loc=("header",))
+        return self._validate_headers(found) if found else self._no_headers
+
+    def _validate_headers(self, headers: Mapping[str, str]) -> tuple[Any, list[Any]]:
+        model, errors = self._header_model.validate(headers, {}, loc=("header",))
         return model, [{**error, "loc": ("header", error["loc"][1].replace("_", "-"))} for error in errors]
 
     async def _solve(self, request: Request, body: Any) -> tuple[dict[str, Any], list[Any]]:  # noqa: ANN401

@@ -125,6 +125,8 @@ class ProblemMiddleware:
 class _Sender:
     """Sends the start of a response together with its body: a body that fails at once is replaced by its problem."""
 
+    __slots__ = ("_send", "_start", "started")
+
     def __init__(self, send: Send) -> None:
         self.started = False
         self._send = send
@@ -142,6 +144,8 @@ class _Sender:
 
 class _Exchange:
     """One request and its response."""
+
+    __slots__ = ("_declared", "_middleware", "_receive", "_received", "_send", "ambiguous", "arrival", "record")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, middleware: RequestMiddleware) -> None:
         headers = dict(scope["headers"])

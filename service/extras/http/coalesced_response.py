@@ -15,6 +15,8 @@ LARGE = 65_536  # bytes of a response that are not copied: all clients of /docs 
 class _WriteBuffer:
     """Takes what a response writes in a `with` block, and sends it at its end."""
 
+    __slots__ = ("_parts", "_response", "_transport")
+
     def __init__(self, response: RequestResponseCycle) -> None:
         self._response = response
         self._transport = response.transport
