@@ -308,8 +308,8 @@ def _insert(conn: Connection[Any], spool: IO[bytes], checked: Checked, report: R
         rows = pickle.load(spool)  # noqa: S301 - written above
         if new := [row for row in rows if not checked.settled[row.line]]:
             hashes = iter(hash_passwords(row.password for row in new if row.password))
-            hashed = [row._replace(password_hash=row.password_hash or next(hashes)) for row in new]
-            columns = dict(zip(Row._fields, map(list, zip(*hashed, strict=True)), strict=True))
+            columns = {name: [getattr(row, name) for row in new] for name in UserImport.model_fields}
+            columns["password_hash"] = [row.password_hash or next(hashes) for row in new]
             made += conn.execute(INSERT_USERS, columns).rowcount
             progress(made)
     return made
