@@ -94,6 +94,11 @@ class Load:
             - since
         )
 
+    def first_write(self, since: float) -> float:
+        """Return how long after `since` the first write succeeded, in seconds. A client creates one user in 0.5 s."""
+        writes = [each for each in list(self.answers) if each.method != "GET" and each.status in (200, 201)]
+        return min(each.ended for each in writes if each.ended > since) - since
+
     def reconcile(self, database: TestDatabase) -> None:
         """Compare every answer to a write with the table."""
         with database.connect() as conn:
