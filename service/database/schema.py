@@ -102,7 +102,7 @@ class SchemaError(Exception):
 def apply(conn: Connection[Any], session: Session, upgrades: Sequence[Upgrade], report: Report) -> None:
     """Bring the schema up to date over `conn`, an autocommit connection that `session` opened.
 
-    Costs one round trip and those of the checks when it is up to date. Reports progress through `report`.
+    Costs two round trips and those of the checks when it is up to date. Reports progress through `report`.
     Raises SchemaError.
     """
     text = SCHEMA.read_bytes()
@@ -206,7 +206,10 @@ def has_table(conn: Connection[Any], table: str, columns: set[str]) -> bool:
 
 
 def _is_current(conn: Connection[Any], upgrades: Sequence[Upgrade], report: Report) -> bool:
-    """Check the table of every resource. Raises one SchemaError for all that cannot be brought up to date."""
+    """Return whether every table of schema.sql is there, and current by the check of its resource.
+
+    Raises one SchemaError for all that cannot be brought up to date.
+    """
     current = bool(conn.execute(SELECT_HAS_TABLES, {"tables": tables()}).fetchone()[0])  # type: ignore[index]
     problems: list[str] = []
     for upgrade in upgrades:
