@@ -145,8 +145,7 @@ PROBLEMS: ProblemTable = {
     ),
     Forbidden: Problem(
         "forbidden", 403, "The API key does not allow this",
-        "Use a key of the scope that WWW-Authenticate names.",
-        {"WWW-Authenticate": 'Bearer realm="users", error="insufficient_scope", scope="write"'},
+        "Use a key of the scope that WWW-Authenticate names.", Forbidden("write").headers,
     ),
     UnknownHost: Problem(
         "unknown-host", 421, "Without API keys only this machine is answered",
